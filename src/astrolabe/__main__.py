@@ -1,0 +1,5 @@
+"""``python -m astrolabe``."""
+
+from astrolabe.cli import main
+
+main()

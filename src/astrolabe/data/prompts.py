@@ -1,0 +1,48 @@
+"""Prompt lists, and the batch of a step as a function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.random import rng_for
+
+LONGEST = 4096  # characters of one prompt: beyond that a file is hardly a prompt list
+
+
+def read_prompts(path: Path | str) -> list[str]:
+    """One prompt a line, blank lines and ``#`` comments left out; UserError for a file that is no prompt list."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text, one prompt a line") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); expected a text file, one prompt a line") from None
+    prompts = [line.strip() for line in text.lstrip("\ufeff").splitlines()]
+    prompts = [line for line in prompts if line and not line.startswith("#")]
+    if not prompts:
+        raise UserError(f"{path} has no prompts; expected one prompt a line")
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) > LONGEST:
+            raise UserError(f"{path}: prompt {number} has {len(prompt)} characters; at most {LONGEST} are accepted")
+    return prompts
+
+
+class PromptList:
+    """Prompts in an order that is shuffled anew every pass, but depends on nothing but the seed and the step."""
+
+    def __init__(self, prompts: Sequence[str], count: int, seed: int):
+        self.prompts, self.count, self.seed = tuple(prompts), count, seed
+
+    def batch(self, step: int) -> tuple[str, ...]:
+        """The ``count`` prompts of a step: resuming needs no state."""
+        return tuple(self._at(step * self.count + i) for i in range(self.count))
+
+    def _at(self, position: int) -> str:
+        lap, place = divmod(position, len(self.prompts))
+        order = torch.randperm(len(self.prompts), generator=rng_for(self.seed, lap, "prompts"))
+        return self.prompts[int(order[place])]

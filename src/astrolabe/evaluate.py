@@ -1,0 +1,95 @@
+"""Base against aligned: the same held-out prompts, the same noise, paired intervals."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from astrolabe.evaluation.statistics import compare
+from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
+from astrolabe.models.base import Generator
+from astrolabe.rl.policies import Policies
+from astrolabe.runs import RunFolder, open_run, to_bytes
+from astrolabe.runtime.checkpoint import save_tensors
+
+SEEDS = (1001, 1002, 1003, 1004, 1005, 1006)
+LONG_SEEDS = (2001, 2002)
+LONG = 2  # long videos are this many clips long
+LONG_WINDOWS = 4
+KEPT = 12  # prompts whose videos are kept for the report
+
+
+def evaluate(
+    folder: RunFolder, split: str = "test", seeds: tuple[int, ...] = SEEDS, long: bool = True, batch: int = 44
+) -> dict[str, Any]:
+    """Compare a finished run's adapter with its base and write ``evaluation.json`` (and some videos) into the run.
+
+    Returns what was written: for every measure base, aligned, difference and 95 % interval over ``split``; the same by
+    window for videos twice as long as the clips trained on.
+    """
+    began = time.monotonic()
+    cfg, generator, policies = open_run(folder)
+    suite = Suite(split, seeds, cfg.rollout.frames)
+    base, aligned = both(generator, policies, suite, batch)
+    result: dict[str, Any] = {
+        "split": split,
+        "seeds": list(seeds),
+        "videos": len(suite),
+        "frames": suite.frames,
+        "measures": {m: asdict(compare(base.scores[m], aligned.scores[m])) for m in MEASURES},
+    }
+    tensors = {"base": to_bytes(base.videos), "aligned": to_bytes(aligned.videos)}
+    if long:
+        far = Suite(split, LONG_SEEDS, LONG * cfg.rollout.frames)
+        far_base, far_aligned = both(generator, policies, far, batch, LONG_WINDOWS)
+        result["long"] = {
+            "frames": far.frames,
+            "videos": len(far),
+            "seeds": list(LONG_SEEDS),
+            "windows": [
+                {m: asdict(compare(far_base.windows[m][w], far_aligned.windows[m][w])) for m in MEASURES}
+                for w in range(LONG_WINDOWS)
+            ],
+        }
+        tensors |= {"long_base": to_bytes(far_base.videos), "long_aligned": to_bytes(far_aligned.videos)}
+    result["seconds"] = time.monotonic() - began
+    save_tensors(folder.path / "evaluation.safetensors", tensors, {"prompts": json.dumps(base.kept_prompts)})
+    write_json(folder.path / "evaluation.json", result)
+    return result
+
+
+def both(
+    generator: Generator, policies: Policies, suite: Suite, batch: int, windows: int = 1
+) -> tuple[Measured, Measured]:
+    """The suite under the bare base and under the learner."""
+    keep = range(0, len(suite.scenes), max(len(suite.scenes) // KEPT, 1))[:KEPT]
+    measured = []
+    with Progress(transient=True) as progress:
+        for name, slot in (("base", None), ("aligned", "learner")):
+            task = progress.add_task(f"evaluating {name}, {suite.frames} latent frames", total=len(suite))
+            with policies.using(slot), torch.no_grad():
+                measured.append(run_suite(generator, suite, keep, batch, windows, partial(progress.advance, task)))
+    return measured[0], measured[1]
+
+
+def summarise(result: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The one-page answer: did the joint oracle rise, and what did it cost."""
+    joint = result["measures"]["joint"]
+    quality = {name: values for name, values in result["measures"].items() if name != "joint"}
+    return {"metric": "joint", **joint, "seconds": round(seconds, 1), "videos": result["videos"],
+            "seeds": result["seeds"], "split": result["split"], "quality": quality}  # fmt: skip
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

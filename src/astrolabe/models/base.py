@@ -1,0 +1,58 @@
+"""What every generator can do. Self-Forcing, LongLive, Krea and the shapes model are configurations of one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from astrolabe.models.wan.config import StreamConfig
+from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """The memory of a stream: how far it has come, how much it holds, and how to continue it in several ways."""
+
+    frames: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        ...
+
+    def fork(self, copies: int) -> Cache:
+        """An independent cache for ``copies`` continuations of every stream."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A distilled autoregressive video model with its text encoder and its decoder.
+
+    ``condition`` turns embeddings into whatever the network reads (a tensor tree that depends on the policy in force);
+    ``velocity`` and ``commit`` continue a stream; ``context`` and ``velocity_in_context`` run a whole clip at once.
+    """
+
+    stream: StreamConfig
+    latent_shape: tuple[int, int, int]
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def encode_text(self, prompts: Sequence[str]) -> TextEmbeddings: ...
+
+    def condition(self, text: TextEmbeddings) -> Any: ...
+
+    def new_cache(self, batch: int, frames: int) -> Cache: ...
+
+    def velocity(self, noisy: Latents, sigma: Sigmas, text: Any, cache: Any) -> Latents: ...
+
+    def commit(self, clean: Latents, text: Any, cache: Any) -> None: ...
+
+    def context(self, clean: Latents, text: Any) -> Any: ...
+
+    def velocity_in_context(self, noisy: Latents, sigma: Sigmas, text: Any, context: Any) -> Latents: ...
+
+    def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...

@@ -1,0 +1,98 @@
+"""LoRA slots: several adapters on one frozen base, float32 whatever the base computes in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from astrolabe.runtime.errors import UserError
+
+# Every linear layer of every block (method: policies); embeddings and head stay as they are.
+TARGETS = r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)|blocks\.\d+\.ffn\.(0|2)"
+
+
+class LoraSlots:
+    """Adapters ``names`` on ``base``; at first all equal, and equal to no adapter at all (B = 0).
+
+    Exactly one adapter acts at a time, or none; outside of ``using`` it is the first. Only the first is trainable.
+    """
+
+    def __init__(self, base: nn.Module, names: Sequence[str], rank: int, alpha: float, generator: torch.Generator):
+        self.names = tuple(names)
+        base.requires_grad_(False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
+            for name in names:
+                inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), base, name)
+        self.layers: dict[str, LoraLayer] = {
+            key: module for key, module in base.named_modules() if isinstance(module, LoraLayer)
+        }
+        with torch.no_grad():
+            for layer in self.layers.values():
+                start = torch.empty_like(layer.lora_A[names[0]].weight, dtype=torch.float32)
+                nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)
+                for name in names:
+                    layer.lora_A[name].weight.copy_(start)
+                    layer.lora_B[name].weight.zero_()
+                    for matrix in (layer.lora_A[name], layer.lora_B[name]):
+                        matrix.float()
+        self._activate(self.names[0])
+
+    @contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Within the scope ``name`` acts (None: the bare base); afterwards the one that acted before."""
+        before, self_name = self.active, name
+        self._activate(self_name)
+        try:
+            yield
+        finally:
+            self._activate(before)
+
+    def _activate(self, name: str | None) -> None:
+        for layer in self.layers.values():
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter(name)
+            # peft makes whatever is active trainable; here only the first slot ever is
+            for slot in self.names:
+                trainable = slot == self.names[0]
+                layer.lora_A[slot].requires_grad_(trainable)
+                layer.lora_B[slot].requires_grad_(trainable)
+        self.active = name
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The adapter's live tensors, keyed ``blocks.0.ffn.0.lora_A.weight`` and so on."""
+        return {
+            f"{key}.lora_{side}.weight": getattr(layer, f"lora_{side}")[name].weight
+            for key, layer in self.layers.items()
+            for side in ("A", "B")
+        }
+
+    @torch.no_grad()
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy an adapter in; UserError names what is missing, unknown or of another size."""
+        own = self.tensors(name)
+        wrong = [f"{key} is missing" for key in own if key not in tensors]
+        wrong += [f"{key} is unknown" for key in tensors if key not in own]
+        wrong += [
+            f"{key} has shape {list(tensors[key].shape)}, expected {list(own[key].shape)}"
+            for key in own
+            if key in tensors and tensors[key].shape != own[key].shape
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise UserError(f"this adapter belongs to another model or rank: {'; '.join(wrong[:3])}{more}")
+        for key, value in own.items():
+            value.copy_(tensors[key])
+
+    @torch.no_grad()
+    def blend(self, source: str, into: str, keep: float) -> None:
+        """``into <- keep into + (1 - keep) source``."""
+        targets, sources = self.tensors(into), self.tensors(source)
+        torch._foreach_lerp_(list(targets.values()), list(sources.values()), 1 - keep)

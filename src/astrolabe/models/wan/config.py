@@ -1,0 +1,70 @@
+"""The numbers that make one causal Wan: its architecture, and how it streams. No size has a default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from astrolabe.flow import sampler_levels
+from astrolabe.runtime.errors import UserError
+from astrolabe.types import Positions
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Sizes of the transformer. Wan 2.1 1.3B: dim 1536, ffn 8960, 12 heads, 30 layers; text 512 x 4096."""
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    freq_dim: int
+    text_dim: int
+    in_dim: int = 16
+    out_dim: int = 16
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    @property
+    def head_dim(self) -> int:
+        """Features of one attention head."""
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How a model makes video as a stream: what it makes at once, what it remembers, at which levels it denoises.
+
+    ``window_frames`` latent frames are visible in all, the current chunk included (None: every frame so far); the
+    first ``sink_frames`` of the video stay visible for ever. Relative positions hold the sink right before the window,
+    so that no distance ever exceeds those seen in training.
+    """
+
+    chunk_frames: int
+    window_frames: int | None
+    sink_frames: int
+    positions: Positions
+    shift: float
+    denoising_steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.window_frames is not None and self.window_frames < self.sink_frames + self.chunk_frames:
+            raise UserError(
+                f"window_frames={self.window_frames} cannot hold sink_frames={self.sink_frames} and a chunk of "
+                f"{self.chunk_frames}; it must be at least {self.sink_frames + self.chunk_frames}"
+            )
+
+    @property
+    def levels(self) -> Tensor:
+        """Warped sampler levels [k], descending, float64."""
+        return sampler_levels(self.denoising_steps, self.shift)
+
+    def chunks(self, frames: int) -> list[tuple[int, int]]:
+        """(first, end) frame of every chunk of a video; UserError when ``frames`` is no multiple of the chunk."""
+        size = self.chunk_frames
+        if frames < size or frames % size:
+            low, high = max(frames // size, 1) * size, (frames // size + 1) * size
+            near = f"the nearest is {low}" if low == high else f"the nearest are {low} and {high}"
+            raise UserError(f"frames={frames} is not a multiple of chunk_frames={size}; {near} latent frames")
+        return [(first, first + size) for first in range(0, frames, size)]

@@ -1,0 +1,119 @@
+"""The causal Wan as a Generator: transformer, text encoder and codec under one roof."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from astrolabe.flow import TIMESTEPS
+from astrolabe.models.cache import RollingCache
+from astrolabe.models.visibility import BlockCausal, TeacherForced
+from astrolabe.models.wan.config import StreamConfig
+from astrolabe.models.wan.transformer import CausalWan, Conditioning
+from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """Prompts to embeddings [b, n, d]; rows of padding are zero."""
+
+    def encode(self, texts: Sequence[str]) -> TextEmbeddings: ...
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """Latents to pixels in [0, 1], continuing from the state that the frames before left."""
+
+    def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...
+
+
+class WanGenerator:
+    """A causal Wan of any size (``models.base.Generator``); under ``dtype`` bfloat16 it computes by autocast."""
+
+    def __init__(
+        self, transformer: CausalWan, stream: StreamConfig, latent_shape: tuple[int, int, int],
+        text_encoder: TextEncoder | None = None, codec: Decoder | None = None, dtype: torch.dtype | None = None,
+    ):  # fmt: skip
+        self.transformer, self.stream, self.latent_shape = transformer, stream, latent_shape
+        self.text_encoder, self.codec = text_encoder, codec
+        self.weights_dtype = transformer.patch_embedding.weight.dtype
+        self.dtype = dtype or self.weights_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the transformer lives."""
+        return self.transformer.patch_embedding.weight.device
+
+    @property
+    def frame_tokens(self) -> int:
+        """Tokens of one latent frame."""
+        _, rows, columns = self.transformer.config.patch_size
+        return self.latent_shape[1] // rows * (self.latent_shape[2] // columns)
+
+    def precision(self) -> torch.autocast:
+        """Autocast to ``dtype`` where the weights are kept in more; the state of everything outside is untouched."""
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != self.weights_dtype, cache_enabled=False
+        )
+
+    def encode_text(self, prompts: Sequence[str]) -> TextEmbeddings:
+        """Embeddings [b, n, d] of the prompts."""
+        assert self.text_encoder is not None, "this generator was built without a text encoder"
+        with torch.no_grad():
+            return self.text_encoder.encode(prompts)
+
+    def condition(self, text: TextEmbeddings) -> Conditioning:
+        """Text keys and values under the policy in force."""
+        with self.precision():
+            return self.transformer.condition(text)
+
+    def new_cache(self, batch: int, frames: int) -> RollingCache:
+        """An empty cache for ``batch`` streams that are expected to run for ``frames`` latent frames."""
+        return RollingCache(
+            self.transformer.config, self.stream, batch, self.frame_tokens, frames, self.dtype, self.device
+        )
+
+    def velocity(self, noisy: Latents, sigma: Sigmas, text: Conditioning, cache: RollingCache) -> Latents:
+        """Velocity of the next chunk of a stream."""
+        return self._run(noisy, sigma * TIMESTEPS, text, cache, cache.frames)
+
+    @torch.no_grad()
+    def commit(self, clean: Latents, text: Conditioning, cache: RollingCache) -> None:
+        """The context pass at t = 0: make a finished chunk history."""
+        self._run(clean, clean.new_zeros(clean.shape[:2]), text, cache, cache.frames)
+        cache.advance(clean.shape[1])
+
+    @torch.no_grad()
+    def context(self, clean: Latents, text: Conditioning) -> BlockCausal:
+        """What the chunks of a clean clip leave in the cache, in one pass and without gradient."""
+        memory = BlockCausal(self.stream, clean.shape[1], record=True)
+        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory)
+        return memory
+
+    def velocity_teacher_forced(self, noisy: Latents, sigma: Sigmas, clean: Latents, text: Conditioning) -> Latents:
+        """As ``velocity_in_context``, with gradient through the clean context too: how such a model is pretrained."""
+        memory = BlockCausal(self.stream, clean.shape[1], record=True)
+        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory)
+        return self._run(noisy, sigma * TIMESTEPS, text, TeacherForced(memory))
+
+    def velocity_in_context(self, noisy: Latents, sigma: Sigmas, text: Conditioning, context: BlockCausal) -> Latents:
+        """Velocity of every chunk of a clip at once, each seeing the clean chunks before it, as when streaming."""
+        return self._run(noisy, sigma * TIMESTEPS, text, TeacherForced(context))
+
+    def velocity_block_causal(self, noisy: Latents, sigma: Sigmas, text: Conditioning) -> Latents:
+        """Velocity of every chunk at once, each seeing the *noisy* chunks before it."""
+        return self._run(noisy, sigma * TIMESTEPS, text, BlockCausal(self.stream, noisy.shape[1]))
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]:
+        """Pixels [b, t, 3, y, x] in [0, 1] and the state to continue from."""
+        assert self.codec is not None, "this generator was built without a codec"
+        return self.codec.decode(latents, state)
+
+    def _run(self, x: Latents, timestep: Tensor, text: Conditioning, memory: Any, first_frame: int = 0) -> Latents:
+        with self.precision():
+            velocity = self.transformer(x, timestep, text, memory, first_frame)
+        return velocity.to(x.dtype)

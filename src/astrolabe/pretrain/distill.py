@@ -1,0 +1,188 @@
+"""The student: the teacher distilled to the sampler's levels by distribution matching on the student's own rollouts.
+
+Each round the student streams clips with its own sampler and cache (self-generated context, as in use). A score network
+(*critic*), trained along by flow matching, tells what the student makes; the guided teacher tells what it should make;
+the difference of their clean predictions moves the student's one-step predictions at every level it visits.
+Source: DMD2 (arXiv 2405.14867) with the self-rollout of Self-Forcing (arXiv 2506.08009), the gradient cut at the cache.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from astrolabe import flow
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.pretrain.data import draw_captions
+from astrolabe.pretrain.flow_matching import follow
+from astrolabe.pretrain.progress import Bar
+from astrolabe.rollout.stream import denoise_chunk
+from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.types import Latents, TextEmbeddings
+
+
+@dataclass(frozen=True)
+class StudentPlan:
+    """How the student is distilled. Half of the rounds are first chunks alone, the hard part."""
+
+    rounds: int = 300
+    clip_batch: int = 24
+    first_chunk_batch: int = 96
+    first_chunk_share: float = 0.5
+    critic_updates: int = 3
+    critic_head_start: int = 10
+    learning_rate: float = 1e-4
+    critic_learning_rate: float = 3e-4
+    guidance: float = 2.0
+    ema: float = 0.98
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One rollout: the finished clips, and for every chunk the noisy input at one level that the sampler visited."""
+
+    text: TextEmbeddings
+    clean: Latents
+    noisy: Latents
+    sigma: Tensor  # [b, f]
+
+
+class RecordedNoise:
+    """Fresh noise that can be looked up afterwards (``rollout.stream.NoiseSource``)."""
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.drawn: list[Tensor] = []
+
+    def __call__(self, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+        self.drawn.append(torch.randn(*shape, generator=self.generator))
+        return self.drawn[-1]
+
+
+class Student:
+    """The three networks and their optimizers."""
+
+    def __init__(self, teacher: WanGenerator, plan: StudentPlan):
+        self.plan, self.teacher = plan, teacher
+        self.student, self.critic = (self._trainable_copy(teacher) for _ in range(2))
+        self.average = copy.deepcopy(self.student.transformer).requires_grad_(False)
+        self.optimizer = self._adam(self.student, plan.learning_rate)
+        self.critic_optimizer = self._adam(self.critic, plan.critic_learning_rate)
+
+    @staticmethod
+    def _trainable_copy(model: WanGenerator) -> WanGenerator:
+        transformer = copy.deepcopy(model.transformer).requires_grad_(True)
+        return WanGenerator(transformer, model.stream, model.latent_shape, model.text_encoder, dtype=model.dtype)
+
+    @staticmethod
+    def _adam(model: WanGenerator, rate: float) -> torch.optim.AdamW:
+        return torch.optim.AdamW(model.transformer.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=0.0)
+
+    @torch.no_grad()
+    def rollout(self, text: TextEmbeddings, frames: int, generator: torch.Generator) -> Visit:
+        """Stream clips with the student; pick one visited level a chunk and video."""
+        model, batch = self.student, len(text)
+        condition, cache = model.condition(text), model.new_cache(batch, frames)
+        cleans, noisies, sigmas = [], [], []
+        rows = torch.arange(batch)
+        for index, (first, end) in enumerate(model.stream.chunks(frames)):
+            noise = RecordedNoise(generator)
+            shape = (batch, end - first, *model.latent_shape)
+            steps = list(denoise_chunk(model, condition, cache, noise, index, shape))
+            inputs = [noise.drawn[0]] + [
+                flow.add_noise(clean, fresh, level.item())
+                for (clean, _), fresh, (_, level) in zip(steps, noise.drawn[1:], steps[1:], strict=False)
+            ]
+            pick = torch.randint(len(steps), (batch,), generator=generator)
+            noisies.append(torch.stack(inputs)[pick, rows])
+            sigmas.append(torch.stack([level for _, level in steps]).float()[pick, None].expand(-1, end - first))
+            cleans.append(steps[-1][0])
+            model.commit(cleans[-1], condition, cache)
+        return Visit(text, torch.cat(cleans, 1), torch.cat(noisies, 1), torch.cat(sigmas, 1))
+
+    def predict(self, visit: Visit) -> Latents:
+        """The student's clean predictions at the visited levels, with gradient."""
+        text = self.student.condition(visit.text)
+        velocity = self.student.velocity_in_context(
+            visit.noisy, visit.sigma, text, self.student.context(visit.clean, text)
+        )
+        return flow.to_clean(visit.noisy, velocity, visit.sigma)
+
+    def match(self, visit: Visit, generator: torch.Generator) -> tuple[Tensor, Latents]:
+        """The distribution-matching loss, and the predictions it was taken on (detached, for the critic)."""
+        predicted = self.predict(visit)
+        sigma, noise = draw(visit, generator)
+        with torch.no_grad():
+            noisy = flow.add_noise(predicted, noise, sigma)
+            real = self._clean_of(self.teacher, visit, noisy, sigma, guidance=self.plan.guidance)
+            fake = self._clean_of(self.critic, visit, noisy, sigma, guidance=1.0)
+            scale = (predicted - real).abs().mean((2, 3, 4), keepdim=True).clamp(min=1e-3)
+            target = predicted - (fake - real) / scale
+        return 0.5 * (predicted - target).square().mean(), predicted.detach()
+
+    @staticmethod
+    def _clean_of(model: WanGenerator, visit: Visit, noisy: Latents, sigma: Tensor, guidance: float) -> Latents:
+        velocities = []
+        for embeddings in (visit.text,) if guidance == 1 else (visit.text, torch.zeros_like(visit.text)):
+            text = model.condition(embeddings)
+            velocities.append(model.velocity_in_context(noisy, sigma, text, model.context(visit.clean, text)))
+        return flow.to_clean(noisy, velocities[-1] + guidance * (velocities[0] - velocities[-1]), sigma)
+
+    def criticise(self, visit: Visit, predicted: Latents, generator: torch.Generator) -> Tensor:
+        """The critic's flow-matching loss on what the student predicted."""
+        sigma, noise = draw(visit, generator)
+        kept = (torch.rand(len(visit.text), 1, 1, generator=generator) >= self.plan.text_dropout).float()
+        text = self.critic.condition(visit.text * kept)
+        velocity = self.critic.velocity_in_context(
+            flow.add_noise(predicted, noise, sigma), sigma, text, self.critic.context(visit.clean, text)
+        )
+        return (velocity - (noise - predicted)).square().mean()
+
+
+def draw(visit: Visit, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A level per chunk, [b, f], away from both ends, and fresh noise."""
+    batch, frames = visit.sigma.shape
+    chunk = 3 if frames % 3 == 0 else 1
+    sigma = flow.warp(torch.rand(batch, frames // chunk, generator=generator), 3.0).clamp(0.02, 0.98)
+    return sigma.repeat_interleave(chunk, 1), torch.randn(visit.clean.shape, generator=generator)
+
+
+def distill(teacher: WanGenerator, plan: StudentPlan, seed: int) -> WanGenerator:
+    """Distill; returns the student with averaged (EMA) weights."""
+    generator = torch.Generator().manual_seed(seed)
+    trio = Student(teacher, plan)
+    recent: deque[tuple[Visit, Latents]] = deque(maxlen=8)
+    with Bar("student", plan.rounds) as bar:
+        for step in range(plan.rounds):
+            first_only = torch.rand((), generator=generator).item() < plan.first_chunk_share
+            count = plan.first_chunk_batch if first_only else plan.clip_batch
+            frames = teacher.stream.chunk_frames if first_only else CLIP_FRAMES
+            text = teacher.encode_text(draw_captions(count, generator))
+            visit = trio.rollout(text, frames, generator)
+            loss, predicted = trio.match(visit, generator)
+            if step >= plan.critic_head_start:
+                optimise(trio.optimizer, loss)
+                follow(trio.average, trio.student.transformer, min(plan.ema, (1 + step) / (10 + step)))
+            recent.append((visit, predicted))
+            for _ in range(plan.critic_updates):
+                pick = int(torch.randint(len(recent), (), generator=generator))
+                critic_loss = trio.criticise(*recent[pick], generator)
+                optimise(trio.critic_optimizer, critic_loss)
+            bar.advance(match=loss.item(), critic=critic_loss.item())
+    trio.student.transformer.load_state_dict(trio.average.state_dict())
+    trio.student.transformer.eval().requires_grad_(False)
+    return trio.student
+
+
+def optimise(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One clipped step."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()

@@ -1,0 +1,14 @@
+"""Recipes: functions that return a configuration. A run starts from one, and the command line overrides its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from astrolabe.experiment import TrainConfig
+from astrolabe.recipes import shapes as _shapes
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    "shapes": _shapes.shapes,
+    "shapes_random": _shapes.shapes_random,
+    "shapes_tiny": _shapes.shapes_tiny,
+}

@@ -1,0 +1,106 @@
+"""Videos of the report: mp4 in data URIs, so that the page needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from astrolabe.runs import RunFolder
+from astrolabe.runtime.checkpoint import load_tensors
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.video import mp4_bytes
+from astrolabe.shapes.world import FPS
+
+SCALE = 3  # every pixel is encoded this large: codecs blur edges of a single pixel
+LONG_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt before and after, from the same noise; videos as data URIs."""
+
+    prompt: str
+    base: str
+    aligned: str
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The videos that an evaluation kept, and their lengths in video frames (0 when there are none)."""
+
+    pairs: tuple[Pair, ...]
+    long_pairs: tuple[Pair, ...]
+    frames: int
+    long_frames: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One video of a group: its advantage, and every raw reward by name."""
+
+    video: str
+    advantage: float
+    rewards: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The candidates of one prompt, best first; ``step`` counts from 1."""
+
+    step: int
+    prompt: str
+    candidates: tuple[Candidate, ...]
+
+
+def data_uri(video: Tensor) -> str:
+    """``video`` [t, 3, y, x] (uint8) as an mp4 that an ``src`` can hold."""
+    return "data:video/mp4;base64," + base64.b64encode(mp4_bytes(video, FPS, SCALE)).decode("ascii")
+
+
+def read_videos(folder: RunFolder) -> Videos:
+    """The kept videos of ``evaluation.safetensors``, in the order kept; none of a kind that is absent."""
+    path, again = folder.path / "evaluation.safetensors", f"run `astrolabe evaluate {folder.path}` again"
+    tensors, metadata = load_tensors(path)
+    try:
+        prompts = json.loads(metadata["prompts"])
+        base, aligned = tensors["base"], tensors["aligned"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: not what an evaluation writes; {again}") from error
+    short = _pairs(prompts, base, aligned)
+    if "long_base" not in tensors:
+        return Videos(short, (), base.shape[1], 0)
+    long_base, long_aligned = tensors["long_base"], tensors["long_aligned"]
+    long = _pairs(prompts[:LONG_PAIRS], long_base, long_aligned)
+    return Videos(short, long, base.shape[1], long_base.shape[1])
+
+
+def _pairs(prompts: list[str], base: Tensor, aligned: Tensor) -> tuple[Pair, ...]:
+    return tuple(Pair(*row) for row in zip(prompts, map(data_uri, base[: len(prompts)]),
+                                           map(data_uri, aligned[: len(prompts)]), strict=True))  # fmt: skip
+
+
+def read_groups(folder: RunFolder) -> tuple[Group, ...]:
+    """The last group that training kept and the first, in this order; fewer when fewer were kept."""
+    paths = sorted((folder.path / "samples").glob("step_*.safetensors"))
+    ends = paths if len(paths) < 2 else [paths[-1], paths[0]]
+    return tuple(map(read_group, ends))
+
+
+def read_group(path: Path) -> Group:
+    """One kept group, its candidates in order of advantage, best first."""
+    tensors, metadata = load_tensors(path)
+    names = metadata["rewards"].split(",")
+    advantages = tensors["advantages"].tolist()
+    candidates = tuple(
+        Candidate(
+            video=data_uri(tensors["video"][row]),
+            advantage=advantages[row],
+            rewards=tuple(zip(names, tensors["scores"][row].tolist(), strict=True)),
+        )
+        for row in sorted(range(len(advantages)), key=lambda row: -advantages[row])
+    )
+    return Group(int(path.stem.removeprefix("step_")) + 1, metadata["prompt"], candidates)

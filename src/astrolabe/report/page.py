@@ -1,0 +1,110 @@
+"""``report.html``: one file that shows a run to somebody who has never heard of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from astrolabe import __version__
+from astrolabe.evaluation.suites import ATTRIBUTES
+from astrolabe.experiment import TrainConfig
+from astrolabe.report.figures import Records, names_under, numbers, smoothing_window, training_charts, window_chart
+from astrolabe.report.media import Videos, read_groups, read_videos
+from astrolabe.report.results import MEANINGS, headline, long_reading, read_evaluation, signed, table
+from astrolabe.runs import RunFolder
+from astrolabe.runtime.config import describe
+from astrolabe.runtime.tracking import read_metrics
+from astrolabe.shapes.world import FPS
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Write ``report.html`` into the run, whole or not at all, from whatever the run holds so far; returns its path.
+
+    The page needs no network and no other file. Parts that have no data yet are a sentence that says which command
+    fills them. UserError when the folder is no run, or when a file in it is broken.
+    """
+    path = folder.path / "report.html"
+    text = render_page(folder)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def render_page(folder: RunFolder) -> str:
+    """The page as text."""
+    cfg = folder.config()
+    log = folder.path / "metrics.jsonl"
+    records = read_metrics(log) if log.exists() else []
+    # Prompts and paths are anybody's text: all is escaped but what is ours, marked as such.
+    environment = Environment(
+        loader=PackageLoader("astrolabe.report", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.globals |= {"signed": signed, "trusted": Markup}
+    return environment.get_template("page.html").render(
+        run=folder.path.resolve().name,
+        folder=str(folder.path),
+        cfg=cfg,
+        settings=describe(cfg),
+        yaml=folder.config_file.read_text(encoding="utf-8"),
+        version=__version__,
+        plotly=Markup(get_plotlyjs()),
+        groups=read_groups(folder),
+        **training(folder, cfg, records),
+        **evaluation(folder),
+    )
+
+
+def training(folder: RunFolder, cfg: TrainConfig, records: Records) -> dict[str, Any]:
+    """What the page says of training so far."""
+    done = records[-1]["step"] + 1 if records else 0
+    spent = [numbers(records, f"seconds/{name}") for name in names_under(records, "seconds")]
+    return {
+        "finished": folder.finished,
+        "steps_done": done,
+        "duration": duration(sum(value for phase in spent for value in phase if value is not None)),
+        "smoothing": smoothing_window(len(records)),
+        "charts": training_charts(records),
+        "candidates": cfg.rollout.prompts * cfg.rollout.group_size,
+    }
+
+
+def evaluation(folder: RunFolder) -> dict[str, Any]:
+    """What the page says of the evaluation; every part is empty when there is none."""
+    result = read_evaluation(folder)
+    if result is None:
+        return {"headline": None, "rows": [], "videos": None, "long": None}
+    videos = read_videos(folder)
+    long = long_part(result["long"], videos) if "long" in result else None
+    return {"headline": headline(result), "rows": table(result), "videos": videos, "long": long}
+
+
+def long_part(long: Mapping[str, Any], videos: Videos) -> dict[str, Any]:
+    """The videos twice as long: charts by window and how to read them."""
+    clip, frames, windows = videos.frames, videos.long_frames, long["windows"]
+    return {
+        "joint": window_chart(windows, "joint", clip, frames, MEANINGS["joint"]),
+        "parts": [window_chart(windows, measure, clip, frames, MEANINGS[measure]) for measure in ATTRIBUTES],
+        "reading": long_reading(windows),
+        "videos": long["videos"],
+        "clip_seconds": f"{clip / FPS:.1f}",
+        "seconds": f"{frames / FPS:.1f}",
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time for people: ``48 s``, ``5 min``, ``2 h 10 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

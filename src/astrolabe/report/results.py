@@ -1,0 +1,161 @@
+"""What an evaluation says, in words and in table rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from astrolabe.evaluation.suites import ATTRIBUTES, LOWER_IS_BETTER, MEASURES
+from astrolabe.runs import RunFolder
+from astrolabe.runtime.errors import UserError
+
+MEANINGS = {
+    "joint": "share of videos with colour, shape and motion all as asked",
+    "colour": "share of videos with the colour asked for",
+    "shape": "share of videos with the shape asked for",
+    "motion": "share of videos with the motion asked for",
+    "cleanliness": "1 when nothing but the object is visible",
+    "smoothness": "1 when the object moves without jitter",
+    "flicker": "unexplained change from frame to frame",
+    "motion_energy": "mean change between neighbouring frames; neither more nor less is better",
+}
+UNBOUNDED = ("flicker", "motion_energy")  # not in [0, 1], and small: two more digits, and no place on a common scale
+NEUTRAL = ("motion_energy",)
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A difference and its interval on a scale from -reach to reach, in percent of the width."""
+
+    low: float
+    width: float
+    point: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measure of the table, as text. ``verdict`` is better, worse, changed (without a direction) or unclear."""
+
+    name: str
+    meaning: str
+    part: bool  # one of the parts of the joint oracle
+    lower_is_better: bool
+    base: str
+    aligned: str
+    difference: str
+    interval: str
+    verdict: str
+    strip: Strip | None
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The joint oracle, in percent and in points."""
+
+    base: str
+    aligned: str
+    difference: str
+    low: str
+    high: str
+    verdict: str
+    videos: int
+    prompts: int
+    seeds: int
+    split: str
+
+
+def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:
+    """``evaluation.json``, or None when the run has not been evaluated; UserError when it is broken."""
+    path = folder.path / "evaluation.json"
+    if not path.exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        missing = [measure for measure in MEASURES if measure not in result["measures"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not readable ({error}); run `astrolabe evaluate {folder.path}` again") from error
+    if missing:
+        raise UserError(f"{path}: no {', '.join(missing)}; run `astrolabe evaluate {folder.path}` again")
+    return result
+
+
+def headline(result: Mapping[str, Any]) -> Headline:
+    """The one number that matters, with its uncertainty."""
+    joint = result["measures"]["joint"]
+    low, high = joint["ci95"]
+    seeds = len(result["seeds"])
+    return Headline(
+        base=f"{100 * joint['base']:.1f}",
+        aligned=f"{100 * joint['aligned']:.1f}",
+        difference=points(joint["difference"]),
+        low=points(low),
+        high=points(high),
+        verdict=verdict("joint", low, high),
+        videos=result["videos"],
+        prompts=result["videos"] // seeds,
+        seeds=seeds,
+        split=result["split"],
+    )
+
+
+def table(result: Mapping[str, Any]) -> list[Row]:
+    """Every measure, in the order of MEASURES."""
+    measures = result["measures"]
+    ends = [abs(end) for name in MEASURES if name not in UNBOUNDED for end in measures[name]["ci95"]]
+    return [_row(name, measures[name], max(*ends, 0.05) * 1.08) for name in MEASURES]
+
+
+def _row(name: str, values: Mapping[str, Any], reach: float) -> Row:
+    low, high = values["ci95"]
+    digits = 5 if name in UNBOUNDED else 3
+    return Row(
+        name=name.replace("_", " "),
+        meaning=MEANINGS[name],
+        part=name in ATTRIBUTES,
+        lower_is_better=name in LOWER_IS_BETTER,
+        base=f"{values['base']:.{digits}f}",
+        aligned=f"{values['aligned']:.{digits}f}",
+        difference=signed(values["difference"], digits),
+        interval=f"{signed(low, digits)} to {signed(high, digits)}",
+        verdict=verdict(name, low, high),
+        strip=None if name in UNBOUNDED else _strip(low, high, values["difference"], reach),
+    )
+
+
+def _strip(low: float, high: float, difference: float, reach: float) -> Strip:
+    return Strip(50 * (1 + low / reach), 50 * (high - low) / reach, 50 * (1 + difference / reach))
+
+
+def verdict(name: str, low: float, high: float) -> str:
+    """What an interval of the difference says of a measure."""
+    if low <= 0 <= high:
+        return "unclear"
+    if name in NEUTRAL:
+        return "changed"
+    return "better" if (low > 0) != (name in LOWER_IS_BETTER) else "worse"
+
+
+def long_reading(windows: list[Mapping[str, Any]]) -> str:
+    """One sentence: how the joint oracle went from the first window to the last."""
+    first, last = windows[0]["joint"], windows[-1]["joint"]
+    low, high = last["ci95"]
+    sure = "an interval that includes zero" if low <= 0 <= high else "an interval that excludes zero"
+    return (
+        f"From the first window to the last the base goes from {100 * first['base']:.0f} to {100 * last['base']:.0f} % "
+        f"and the aligned model from {100 * first['aligned']:.0f} to {100 * last['aligned']:.0f} %; the aligned "
+        f"model's lead of {points(first['difference'])} points becomes {points(last['difference'])} "
+        f"({points(low)} to {points(high)}: {sure})."
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return signed(100 * share, 1)
+
+
+def signed(value: float, digits: int) -> str:
+    """``+0.12`` or ``−0.12``, with a true minus; what rounds to zero has no sign."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text

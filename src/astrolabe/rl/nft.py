@@ -1,0 +1,106 @@
+"""Negative-aware fine-tuning in the forward process (method, section 4): the loss, and the algorithm around it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from astrolabe import flow
+from astrolabe.models.base import Generator
+from astrolabe.rl.advantages import Combine, Std, combine_rewards, group_advantages, optimality
+from astrolabe.rl.policies import Policies
+from astrolabe.runtime.config import config, setting
+from astrolabe.types import Experience, Latents, Metrics, PerSample, Rollout, Scores
+
+
+@config
+class NFTSettings:
+    """Negative-aware fine-tuning: credit, loss, and how the behavior policy follows."""
+
+    beta: float = setting("how far the implicit positive and negative policies stand from the behavior policy", gt=0)
+    levels: Literal["sampler", "unwarped", "uniform"] = setting(
+        "noise levels trained at: those the sampler visits, the same list before warping, or uniform in (0, 1)",
+        default="sampler",
+    )
+    levels_per_sample: int = setting("levels drawn (without repetition) for every chunk of a sample", default=1, ge=1)
+    combine: Combine = setting("how several rewards become one", default="normalize_then_sum")
+    std: Std = setting("what advantages are divided by", default="step")
+    a_max: float = setting("advantage at which optimality saturates", unit="standard deviations", default=5.0, gt=0)
+    behavior_keep: float = setting("share of itself the behavior policy keeps after a step", ge=0, le=1)
+
+
+def nft_loss(learner: Latents, behavior: Latents, clean: Latents, optimality: PerSample, beta: float) -> PerSample:
+    """r |positive - x0|^2 + (1 - r) |negative - x0|^2, mean over the elements of each sample.
+
+    ``learner`` and ``behavior`` are predictions of x0. At learner = behavior the gradient in the learner's prediction
+    is 2 beta (2 r - 1) (behavior - x0) / N.
+    """
+    step = beta * (learner - behavior)
+    positive = (behavior + step - clean).square().mean((1, 2, 3, 4))
+    negative = (behavior - step - clean).square().mean((1, 2, 3, 4))
+    return optimality * positive + (1 - optimality) * negative
+
+
+class NFT:
+    """``prepare`` assigns credit, ``loss`` trains one micro-batch, ``after_step`` lets the behavior policy follow."""
+
+    def __init__(self, settings: NFTSettings, weights: tuple[float, ...]):
+        self.settings, self.weights = settings, weights
+
+    def prepare(self, rollout: Rollout, scores: Scores) -> Experience:
+        """Combine the rewards, compare within groups."""
+        rewards = combine_rewards(scores.values, self.weights, self.settings.combine)
+        advantages = group_advantages(rewards, rollout.group_size, self.settings.std)
+        return Experience(rollout, scores, advantages, optimality(advantages, self.settings.a_max))
+
+    def draw(self, generator: Generator, shape: torch.Size, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """Levels [s, b, f] and noise [s, b, f, c, h, w] of samples of ``shape`` [f, c, h, w], each from its own seed.
+
+        For every sample and chunk ``s = levels_per_sample`` levels, without repetition. A sample's draw does not depend
+        on the micro-batch it comes in.
+        """
+        chunk, count = generator.stream.chunk_frames, self.settings.levels_per_sample
+        table = generator.stream.levels.float()
+        if self.settings.levels == "unwarped":
+            table = torch.tensor(generator.stream.denoising_steps) / flow.TIMESTEPS
+        levels, noises = [], []
+        for seed in seeds:
+            rng = torch.Generator().manual_seed(seed)
+            chance = torch.rand(max(len(table), count), shape[0] // chunk, generator=rng)
+            drawn = chance[:count] if self.settings.levels == "uniform" else table[chance.argsort(0)[:count]]
+            levels.append(drawn.repeat_interleave(chunk, 1))
+            noises.append(torch.randn(len(drawn), *shape, generator=rng))
+        return torch.stack(levels, 1), torch.stack(noises, 1)
+
+    def loss(
+        self, generator: Generator, policies: Policies, experience: Experience, rows: Tensor, seeds: list[int]
+    ) -> tuple[PerSample, Metrics]:
+        """Loss of the samples ``rows`` at freshly drawn levels, the clean context computed once and held constant.
+
+        The context is the behavior policy's, whose own it was when the clip was streamed; learner and behavior see the
+        same one, so that they differ only in what they predict.
+        """
+        rollout = experience.rollout
+        clean = rollout.latents[rows]
+        text = rollout.text[rows // rollout.group_size]
+        with torch.no_grad(), policies.using("behavior"):
+            acting_text = generator.condition(text)
+            context = generator.context(clean, acting_text)
+        own_text = generator.condition(text)
+        losses, drifts = [], []
+        levels, noises = self.draw(generator, clean.shape[1:], seeds)
+        for sigma, noise in zip(levels.to(clean.device), noises.to(clean), strict=True):
+            noisy = flow.add_noise(clean, noise, sigma)
+            with torch.no_grad(), policies.using("behavior"):
+                velocity = generator.velocity_in_context(noisy, sigma, acting_text, context)
+                behavior = flow.to_clean(noisy, velocity, sigma)
+            learner = flow.to_clean(noisy, generator.velocity_in_context(noisy, sigma, own_text, context), sigma)
+            losses.append(nft_loss(learner, behavior, clean, experience.optimality[rows], self.settings.beta))
+            drifts.append((learner.detach() - behavior).square().mean())
+        return torch.stack(losses).mean(0), {"drift_behavior": torch.stack(drifts).mean().item()}
+
+    def after_step(self, policies: Policies) -> None:
+        """behavior <- keep behavior + (1 - keep) learner."""
+        policies.blend("learner", into="behavior", keep=self.settings.behavior_keep)

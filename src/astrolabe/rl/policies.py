@@ -1,0 +1,30 @@
+"""Who acts: the learner that is trained, the behavior policy that makes the videos, the reference that anchors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from astrolabe.models.lora import LoraSlots
+from astrolabe.runtime.config import config, setting
+
+SLOTS = ("learner", "behavior", "reference")
+
+
+@config
+class LoraSettings:
+    """Size of the adapters, on every linear layer of every block."""
+
+    rank: int = setting("rank of the adapters", ge=1)
+    alpha: float = setting("scale of the adapters; their update is multiplied by alpha / rank", gt=0)
+
+
+class Policies(LoraSlots):
+    """The three slots; ``with policies.using("behavior"): ...`` and never a bare switch (method, section 5)."""
+
+    def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator):
+        super().__init__(base, SLOTS, settings.rank, settings.alpha, generator)
+
+    def trainable(self) -> dict[str, torch.Tensor]:
+        """The learner's parameters by name."""
+        return self.tensors("learner")

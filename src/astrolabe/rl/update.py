@@ -1,0 +1,68 @@
+"""One optimisation phase: every sample of an experience once, in shuffled mini-batches of micro-batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from astrolabe.models.base import Generator
+from astrolabe.rl.nft import NFT
+from astrolabe.rl.policies import Policies
+from astrolabe.runtime.config import config, setting
+from astrolabe.types import Experience, Metrics
+
+
+@config
+class OptimizerSettings:
+    """AdamW and how an experience is cut into optimiser steps."""
+
+    lr: float = setting("learning rate", gt=0)
+    betas: tuple[float, float] = setting("decay of the gradient's first and second moments", default=(0.9, 0.999))
+    weight_decay: float = setting("decoupled weight decay", default=1e-4, ge=0)
+    eps: float = setting("term that keeps AdamW's division finite", default=1e-8, gt=0)
+    max_grad_norm: float = setting("gradients are scaled down to this norm", default=1.0, gt=0)
+    warmup: int = setting("steps over which the learning rate rises from zero", unit="steps", default=0, ge=0)
+    minibatches: int = setting("optimiser steps per training step; the samples are dealt among them", default=1, ge=1)
+    micro_batch: int = setting("samples that are forwarded at once; changes memory and speed, not results", ge=1)
+
+
+def make_optimizer(policies: Policies, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW over the learner's adapter."""
+    return torch.optim.AdamW(
+        list(policies.trainable().values()),
+        lr=settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def update(
+    generator: Generator, policies: Policies, algorithm: NFT, experience: Experience, optimizer: torch.optim.Optimizer,
+    settings: OptimizerSettings, step: int, rng: torch.Generator,
+) -> Metrics:  # fmt: skip
+    """Train the learner on every sample once; those of zero advantage neither pull nor push and are not forwarded."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * min(1.0, (step + 1) / (settings.warmup + 1))
+    order = torch.randperm(len(experience.advantages), generator=rng)
+    seeds = torch.randint(2**62, order.shape, generator=rng)
+    collected: list[Metrics] = []
+    for batch in order.chunk(settings.minibatches):
+        optimizer.zero_grad(set_to_none=True)
+        useful = batch[experience.advantages[batch] != 0]
+        for rows in useful.split(settings.micro_batch):
+            losses, metrics = algorithm.loss(generator, policies, experience, rows, seeds[rows].tolist())
+            loss = losses.sum() / len(batch)
+            loss.backward()
+            collected.append(metrics | {"loss": losses.mean().item()})
+        if len(useful):
+            norm = clip_gradients(list(policies.trainable().values()), settings.max_grad_norm)
+            collected[-1]["grad_norm"] = norm.item()
+            optimizer.step()
+    means = {key: [m[key] for m in collected if key in m] for key in ("loss", "grad_norm", "drift_behavior")}
+    return {key: sum(values) / len(values) for key, values in means.items() if values}
+
+
+def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients down to ``max_norm``; returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)

@@ -1,0 +1,1 @@
+"""Whatever touches disk, ranks or seeds."""

@@ -1,0 +1,16 @@
+"""The one error that is the user's to mend, and how the command line shows it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What came, what was expected, what to do: one line, shown without a traceback, exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
+    """``"; did you mean a, b?"`` for the names closest to ``word``, or the empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,42 @@
+"""Stopping well: the first signal asks, the second insists."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Interrupt:
+    """``requested`` turns true at the first SIGINT or SIGTERM; the loop reads it where it can stop, after a step."""
+
+    requested: bool = False
+
+
+@contextmanager
+def graceful_interrupt() -> Iterator[Interrupt]:
+    """Hold back the first SIGINT or SIGTERM as ``.requested``; a second raises KeyboardInterrupt at once.
+
+    The handlers of before are put back at the end. Python hears signals in the main thread only: in any other thread
+    nothing is installed, and ``requested`` stays as the caller sets it.
+    """
+    interrupt = Interrupt()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        interrupt.requested = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupt
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

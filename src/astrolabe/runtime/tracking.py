@@ -1,0 +1,185 @@
+"""What a run says of itself: one JSON line a step, TensorBoard if asked, and a display while it trains."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from astrolabe.runtime.errors import UserError
+
+# JSON has no word for these; as text they survive strict readers, a browser's included.
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line per step, ``{"step": 3, "reward": 0.5}``, on the disk as soon as it is written."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.read_bytes().endswith(b"\n"):
+            self._rewrite(read_metrics(self.path))  # a killed run left half a line: the next must not be glued to it
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, **metrics}))
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the lines of steps later than ``step``, which the checkpoint to resume from knows nothing of."""
+        if self.path.exists():
+            self._rewrite([record for record in read_metrics(self.path) if record["step"] <= step])
+
+    def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(map(_line, records)), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``, in order. A last line that is half written, as a live or killed run leaves
+    it, is left out; UserError for a missing file and for any other line that is no record."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}:{number}: not a line of JSON ({error}); repair or delete the line") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise UserError(f'{path}:{number}: expected {{"step": <whole number>, ...}}; repair or delete the line')
+        records.append({name: _from_json(value) for name, value in record.items()})
+    return records
+
+
+class TensorBoardLog:
+    """The same metrics for TensorBoard; UserError telling how to install it when it is missing."""
+
+    def __init__(self, folder: Path | str) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("TensorBoard is not installed: pip install 'astrolabe-rl[tensorboard]'") from error
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Numbers only: TensorBoard's scalars hold nothing else."""
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Display(Protocol):
+    """What a person watches: ``update`` after each step, ``note`` for a line that stays."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+    def update(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def training_display(steps: int, start: int = 0, shown: Sequence[str] = (), stream: TextIO | None = None) -> Display:
+    """A progress bar on a terminal, plain lines elsewhere (a file, a pipe).
+
+    ``steps`` is the total, ``start`` the first step that this run does (not 0 when resumed), ``shown`` the metrics to
+    print, all of them when empty. ``update(step, ...)`` is told the step just done.
+    """
+    out = stream or sys.stdout
+    return _BarDisplay(steps, start, shown, out) if out.isatty() else _LineDisplay(steps, start, shown, out)
+
+
+class _LineDisplay:
+    def __init__(self, steps: int, start: int, shown: Sequence[str], out: TextIO) -> None:
+        self._steps, self._start, self._shown, self._out = steps, start, shown, out
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.flush()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        done = step + 1 - self._start
+        left = (time.monotonic() - self._began) / max(done, 1) * (self._steps - step - 1)
+        self.note(f"step {step + 1}/{self._steps}  {_summary(metrics, self._shown)}  left {_duration(left)}")
+
+    def note(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class _BarDisplay:
+    def __init__(self, steps: int, start: int, shown: Sequence[str], out: TextIO) -> None:
+        self._shown = shown
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[summary]}", markup=False),
+            console=Console(file=out),
+        )
+        self._task = self._progress.add_task("train", total=steps, completed=start, summary="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._progress.update(self._task, completed=step + 1, summary=_summary(metrics, self._shown))
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, markup=False, highlight=False)
+
+
+def _summary(metrics: Mapping[str, float], shown: Sequence[str]) -> str:
+    return "  ".join(f"{name} {metrics[name]:.4g}" for name in shown or metrics if name in metrics)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    plain = {name: _to_json(value) for name, value in record.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(value: Any) -> Any:
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value

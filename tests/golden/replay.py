@@ -1,0 +1,103 @@
+"""Replay golden files: ``python -m tests.golden.replay FILE...`` prints one line a file, ending in the max abs error.
+
+A file holds a tiny random model in the original checkpoint layout, its inputs, and the outputs of the real systems;
+its configuration is in its metadata. Exit code 1 when any error exceeds the tolerance, 2 for a file that cannot be
+replayed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from astrolabe.models.wan.config import StreamConfig, WanConfig
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.transformer import CausalWan
+from astrolabe.rollout.stream import denoise_chunk
+
+TOLERANCE = 2e-4
+
+
+def read(path: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(configuration, tensors) of a golden file."""
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["config"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def build(config: dict[str, Any], tensors: dict[str, Tensor], latent_shape: Sequence[int]) -> WanGenerator:
+    """The model of a golden file, loaded strictly."""
+    sizes = ("dim", "ffn_dim", "num_heads", "num_layers", "freq_dim", "text_dim", "in_dim", "out_dim", "eps")
+    model = CausalWan(WanConfig(**{name: config[name] for name in sizes}, patch_size=tuple(config["patch_size"])))
+    model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
+    stream = StreamConfig(
+        chunk_frames=config["chunk_frames"],
+        window_frames=config["local_attn_size"] if config["local_attn_size"] > 0 else None,
+        sink_frames=config["sink_size"],
+        positions=config.get("positions", "absolute"),
+        shift=config.get("shift", 5.0),
+        denoising_steps=tuple(config.get("denoising_steps", (1000, 750, 500, 250))),
+    )
+    channels, height, width = latent_shape
+    return WanGenerator(model, stream, (channels, height, width))
+
+
+@torch.no_grad()
+def replay_stream(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+    """Largest error over every chunk, step and level of a streamed video."""
+    noise = tensors["noise"]
+    model = build(config, tensors, noise.shape[2:])
+    errors = [(model.stream.levels - tensors["sigmas"]).abs().max()]
+
+    def recorded(chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+        first = chunk * shape[1]
+        return noise[:, first : first + shape[1]] if step == 0 else tensors[f"chunk{chunk}.step{step - 1}.renoise"]
+
+    text = model.condition(tensors["context"])
+    cache = model.new_cache(noise.shape[0], noise.shape[1])
+    for index, (first, end) in enumerate(model.stream.chunks(noise.shape[1])):
+        shape = (noise.shape[0], end - first, *noise.shape[2:])
+        for step, (clean, _) in enumerate(denoise_chunk(model, text, cache, recorded, index, shape)):
+            errors.append((clean - tensors[f"chunk{index}.step{step}.x0"]).abs().max())
+        errors.append((clean - tensors["latents"][:, first:end]).abs().max())
+        model.commit(clean, text, cache)
+    return float(torch.stack([error.float() for error in errors]).max())
+
+
+@torch.no_grad()
+def replay_forward(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+    """Largest error of a one-pass forward."""
+    noisy, sigma = tensors["noisy"], tensors["timestep"] / 1000
+    model = build(config, tensors, noisy.shape[2:])
+    text = model.condition(tensors["context"])
+    if config["mode"] == "teacher_forced":
+        flow = model.velocity_in_context(noisy, sigma, text, model.context(tensors["clean"], text))
+    else:
+        flow = model.velocity_block_causal(noisy, sigma, text)
+    return float((flow - tensors["flow"]).abs().max())
+
+
+REPLAYS = {"stream": replay_stream, "forward": replay_forward}
+
+
+def main(paths: Sequence[str]) -> int:
+    """Replay every file; see the module."""
+    worst = 0.0
+    for path in paths:
+        config, tensors = read(path)
+        if config["kind"] not in REPLAYS:
+            print(f"{path}: kind {config['kind']!r} cannot be replayed; known kinds: {', '.join(REPLAYS)}")
+            return 2
+        error = REPLAYS[config["kind"]](config, tensors)
+        worst = max(worst, error) if error == error else float("inf")
+        print(f"{path} {'ok' if error <= TOLERANCE else 'FAILED'} {error:.3e}", flush=True)
+    return int(worst > TOLERANCE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""Rewards are checked when they are used, and the oracles judge as rewards what they judge alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from astrolabe.rewards.base import score
+from astrolabe.rewards.shapes import OracleReward, RandomReward
+from astrolabe.runtime.errors import UserError
+from astrolabe.shapes.captions import caption
+from astrolabe.shapes.world import Scene, render
+from astrolabe.types import Rollout
+
+RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
+
+
+def rollout() -> Rollout:
+    """Ground truth of a prompt, and of another in its place."""
+    video = render([RED, BLUE], 45, torch.Generator().manual_seed(0))
+    return Rollout((caption(RED, 0),), 2, torch.zeros(1, 16, 64), torch.zeros(2, 12, 16, 8, 8), video)
+
+
+def test_the_right_video_scores_above_the_wrong_one_on_every_oracle() -> None:
+    names = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit")
+    scores = score([OracleReward(name, name) for name in names], rollout())
+    assert scores.names == names and scores.values.shape == (2, 7)
+    assert (scores.values[0] > scores.values[1]).all()
+
+
+def test_steadiness_is_the_opposite_of_flicker() -> None:
+    video = rollout().video
+    flickering = video * (1 + 0.2 * (torch.arange(45) % 2)[None, :, None, None, None])
+    reward = OracleReward("steadiness", "flicker", sign=-1.0)
+    prompts = [caption(RED, 0), caption(BLUE, 0)]
+    assert (reward(video, prompts) > reward(flickering.clamp(0, 1), prompts)).all()
+
+
+def test_the_random_control_repeats_itself_and_knows_nothing() -> None:
+    video, prompts = rollout().video, ["x", "y"]
+    assert torch.equal(RandomReward(0)(video, prompts), RandomReward(0)(video, prompts))
+    assert RandomReward(0)(video, prompts)[0] != RandomReward(0)(video, prompts)[1]
+
+
+class Broken:
+    """A reward that returns what it is given."""
+
+    name = "broken"
+
+    def __init__(self, values: Tensor):
+        self.values = values
+
+    def __call__(self, video: Tensor, prompts: Sequence[str]) -> Tensor:
+        return self.values
+
+
+@pytest.mark.parametrize(
+    "values", [torch.tensor([1.0, float("nan")]), torch.ones(3), torch.tensor([float("inf"), 0.0])]
+)
+def test_a_reward_that_returns_no_finite_score_a_video_is_named(values: Tensor) -> None:
+    with pytest.raises(UserError, match="'broken'"):
+        score([Broken(values)], rollout())

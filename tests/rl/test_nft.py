@@ -1,0 +1,183 @@
+"""The loss is the method's, and its gradient says so to rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
+from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
+from astrolabe.rl.policies import LoraSettings, Policies
+from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
+from astrolabe.types import Experience, Rollout, Scores
+from tests.conftest import LATENT, tiny_wan
+
+SHAPE = (3, 4, 2, 2, 2)
+
+
+@given(beta=st.floats(0.05, 2.0), seed=st.integers(0, 50))
+def test_at_learner_equal_behavior_the_gradient_is_the_papers(beta: float, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    behavior, clean = torch.randn(2, *SHAPE, generator=rng, dtype=torch.float64)
+    r = torch.rand(SHAPE[0], generator=rng, dtype=torch.float64)
+    learner = behavior.clone().requires_grad_()
+    nft_loss(learner, behavior, clean, r, beta).sum().backward()
+    elements = behavior[0].numel()
+    expected = 2 * beta * (2 * r - 1).view(-1, 1, 1, 1, 1) * (behavior - clean) / elements
+    assert learner.grad is not None
+    torch.testing.assert_close(learner.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_good_samples_pull_and_bad_samples_push() -> None:
+    behavior, clean = torch.ones(2, 1, 1, 1, 1, dtype=torch.float64), torch.zeros(2, 1, 1, 1, 1, dtype=torch.float64)
+    learner = behavior.clone().requires_grad_()
+    nft_loss(learner, behavior, clean, torch.tensor([1.0, 0.0], dtype=torch.float64), 1.0).sum().backward()
+    assert learner.grad is not None
+    towards = -learner.grad.flatten()  # a descent step on a prediction that is too large
+    assert towards[0] < 0 < towards[1]
+
+
+def test_an_indifferent_sample_leaves_the_prediction_where_it_is() -> None:
+    behavior, clean = torch.randn(2, *SHAPE, dtype=torch.float64)
+    learner = behavior.clone().requires_grad_()
+    nft_loss(learner, behavior, clean, torch.full((3,), 0.5, dtype=torch.float64), 1.0).sum().backward()
+    assert learner.grad is not None and learner.grad.abs().max() < 1e-15
+
+
+@given(st.integers(0, 99))
+def test_equal_weights_mean_equal_influence_whatever_the_scales(seed: int) -> None:
+    values = torch.randn(24, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scaled = values * torch.tensor([1.0, 1000.0]) + torch.tensor([5.0, -3.0])
+    torch.testing.assert_close(
+        combine_rewards(scaled, (1.0, 1.0), "normalize_then_sum"),
+        combine_rewards(values, (1.0, 1.0), "normalize_then_sum"),
+    )
+
+
+def test_a_constant_reward_adds_nothing() -> None:
+    values = torch.stack([torch.randn(8), torch.full((8,), 3.0)], 1)
+    alone = combine_rewards(values[:, :1], (1.0,), "normalize_then_sum")
+    torch.testing.assert_close(combine_rewards(values, (1.0, 5.0), "normalize_then_sum"), alone)
+
+
+def test_a_weighted_sum_uses_raw_scores() -> None:
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    torch.testing.assert_close(combine_rewards(values, (1.0, 0.5), "weighted_sum"), torch.tensor([2.0, 5.0]))
+
+
+@given(st.sampled_from(("step", "group", "none")), st.integers(0, 99))
+def test_advantages_of_a_group_sum_to_zero_and_keep_its_order(std: str, seed: int) -> None:
+    rewards = torch.randn(12, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    advantages = group_advantages(rewards, 4, std)  # type: ignore[arg-type]
+    groups = advantages.view(3, 4)
+    assert groups.sum(1).abs().max() < 1e-9
+    assert torch.equal(groups.argsort(1), rewards.view(3, 4).argsort(1))
+
+
+def test_a_group_of_equal_rewards_contributes_nothing() -> None:
+    rewards = torch.tensor([1.0, 1.0, 0.0, 2.0])
+    for std in ("step", "group", "none"):
+        advantages = group_advantages(rewards, 2, std)
+        assert advantages[:2].tolist() == [0.0, 0.0] and advantages[2] < 0 < advantages[3]
+
+
+def test_optimality_saturates_at_a_max() -> None:
+    r = optimality(torch.tensor([-10.0, -2.5, 0.0, 2.5, 10.0]), 5.0)
+    torch.testing.assert_close(r, torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]))
+
+
+def experience(prompts: int = 2, group: int = 4, frames: int = 6, dtype: torch.dtype = torch.float32) -> Experience:
+    """Random clips with random credit."""
+    rng = torch.Generator().manual_seed(3)
+    rows = prompts * group
+    rollout = Rollout(
+        prompts=tuple(str(i) for i in range(prompts)),
+        group_size=group,
+        text=torch.randn(prompts, 5, 8, generator=rng, dtype=dtype),
+        latents=torch.randn(rows, frames, *LATENT, generator=rng, dtype=dtype),
+        video=torch.zeros(rows, 1, 3, 2, 2),
+    )
+    advantages = torch.randn(rows, generator=rng, dtype=dtype)
+    return Experience(rollout, Scores(("a",), advantages[:, None]), advantages, optimality(advantages, 5.0))
+
+
+SETTINGS = OptimizerSettings(lr=1e-3, micro_batch=3)
+
+
+def learner_after(micro_batch: int, levels: str = "sampler") -> dict[str, torch.Tensor]:
+    """The learner's tensors after one update in float64."""
+    generator = tiny_wan(dtype=torch.float64)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    for tensor in policies.tensors("learner").values():
+        tensor.data = tensor.data.double()
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels=levels, levels_per_sample=2), (1.0,))  # type: ignore[arg-type]
+    optimizer = make_optimizer(policies, SETTINGS)
+    for step in range(2):
+        rng = torch.Generator().manual_seed(step)
+        update(generator, policies, algorithm, experience(dtype=torch.float64), optimizer,
+               OptimizerSettings(lr=1e-3, micro_batch=micro_batch), step, rng)  # fmt: skip
+    return {key: value.detach().clone() for key, value in policies.tensors("learner").items()}
+
+
+def test_the_micro_batch_changes_nothing_but_memory() -> None:
+    whole, parts = learner_after(8), learner_after(3)
+    for key in whole:
+        torch.testing.assert_close(whole[key], parts[key], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("levels", ["unwarped", "uniform"])
+def test_other_levels_train_something_else(levels: str) -> None:
+    sampler, other = learner_after(8), learner_after(8, levels)
+    assert any(not torch.allclose(sampler[key], other[key], atol=1e-7) for key in sampler)
+
+
+def test_levels_are_the_samplers_one_a_chunk_and_never_twice() -> None:
+    generator = tiny_wan(dtype=torch.float32)
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=4), (1.0,))
+    levels, noise = algorithm.draw(generator, torch.Size((6, *LATENT)), [1, 2])
+    assert levels.shape == (4, 2, 6) and noise.shape == (4, 2, 6, *LATENT)
+    table = generator.stream.levels.float()
+    torch.testing.assert_close(levels.sort(0, descending=True).values, table[:, None, None].expand(4, 2, 6))
+    assert torch.equal(levels[..., 0::3], levels[..., 1::3]) and torch.equal(levels[..., 0::3], levels[..., 2::3])
+
+
+def test_only_the_learner_is_trained_and_behavior_follows() -> None:
+    generator = tiny_wan(dtype=torch.float32)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    before = {slot: {k: v.detach().clone() for k, v in policies.tensors(slot).items()} for slot in policies.names}
+    base = {k: v.clone() for k, v in generator.transformer.state_dict().items() if "lora_" not in k}
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.75), (1.0,))
+    update(generator, policies, algorithm, experience(), make_optimizer(policies, SETTINGS), SETTINGS, 0,
+           torch.Generator().manual_seed(0))  # fmt: skip
+    algorithm.after_step(policies)
+    learner, behavior = policies.tensors("learner"), policies.tensors("behavior")
+    assert any(not torch.equal(learner[k], before["learner"][k]) for k in learner)
+    for key in behavior:
+        torch.testing.assert_close(behavior[key], 0.75 * before["behavior"][key] + 0.25 * learner[key])
+        assert torch.equal(policies.tensors("reference")[key], before["reference"][key])
+    assert all(torch.equal(generator.transformer.state_dict()[k], v) for k, v in base.items())
+
+
+def test_who_acts_is_a_scope_even_when_it_fails() -> None:
+    generator = tiny_wan(dtype=torch.float32)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for tensor in policies.tensors("learner").values():
+            tensor.normal_()
+    x, text = torch.randn(1, 3, *LATENT), torch.randn(1, 5, 8)
+
+    def velocity() -> torch.Tensor:
+        with torch.no_grad():
+            return generator.velocity_block_causal(x, torch.ones(1, 3), generator.condition(text))
+
+    acting = velocity()
+    with policies.using(None):
+        bare = velocity()
+    with pytest.raises(ZeroDivisionError), policies.using("behavior"):
+        torch.testing.assert_close(velocity(), bare)  # B = 0: a fresh slot changes nothing
+        1 / 0  # noqa: B018
+    assert policies.active == "learner"
+    torch.testing.assert_close(velocity(), acting)
+    assert not torch.allclose(acting, bare, atol=1e-3)

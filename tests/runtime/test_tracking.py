@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, read_metrics, training_display
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def log_of(path: Path, steps: int) -> MetricsLog:
+    log = MetricsLog(path)
+    for step in range(steps):
+        log.write(step, {"reward": step / 2})
+    return log
+
+
+def test_a_step_is_one_line_that_can_be_read_at_once(tmp_path: Path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    log_of(path, 2)
+    assert path.read_text() == '{"step": 0, "reward": 0.0}\n{"step": 1, "reward": 0.5}\n'
+    assert read_metrics(path)[1] == {"step": 1, "reward": 0.5}
+
+
+def test_numbers_that_are_not_finite_survive_in_strict_json(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).write(0, {"a": math.nan, "b": -math.inf, "c": "text"})
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    (record,) = read_metrics(path)
+    assert math.isnan(record["a"]) and record["b"] == -math.inf and record["c"] == "text"
+
+
+def test_resuming_drops_the_steps_that_the_checkpoint_does_not_cover(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    log = log_of(path, 5)
+    log.truncate_after(2)
+    log.write(3, {"reward": 9})
+    assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@given(cut=st.integers(0, 200))
+def test_a_log_cut_anywhere_is_read_up_to_the_cut_and_goes_on(tmp_path_factory: pytest.TempPathFactory, cut: int):
+    path = tmp_path_factory.mktemp("log") / "metrics.jsonl"
+    log_of(path, 6)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:cut])
+    kept = len(whole[:cut].splitlines()) if whole[:cut].endswith(b"}") else whole[:cut].count(b"\n")
+    assert len(read_metrics(path)) == kept
+    MetricsLog(path).write(99, {})
+    assert [record["step"] for record in read_metrics(path)] == [*range(kept), 99]
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"reward": 1}', '{"step": "x"}'])
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 1}}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: "):
+        read_metrics(path)
+
+
+def test_a_missing_log_is_the_users_to_know(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_tensorboard_takes_the_numbers(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    log = TensorBoardLog(tmp_path)
+    log.write(0, {"reward": 0.5, "note": "text"})
+    log.close()
+    assert list(tmp_path.glob("events.*"))
+
+
+def test_a_missing_tensorboard_is_answered_with_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if "tensorboard" in name:
+            raise ImportError(name)
+        return real(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=r"pip install 'astrolabe-rl\[tensorboard\]'"):
+        TensorBoardLog(tmp_path)
+
+
+def test_without_a_terminal_the_display_is_plain_lines():
+    out = io.StringIO()
+    with training_display(20, start=9, shown=("reward", "absent"), stream=out) as display:
+        display.update(9, {"reward": 0.123456, "loss": 2.0})
+        display.note("saved [step 10]")
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("step 10/20  reward 0.1235  left ") and "\x1b" not in first
+    assert second == "saved [step 10]"
+
+
+def test_on_a_terminal_the_display_is_a_bar(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    out = Terminal()
+    with training_display(20, stream=out) as display:
+        display.update(4, {"reward": 0.5})
+        display.note("saved [step 5]")
+    assert "5/20" in out.getvalue() and "reward 0.5" in out.getvalue() and "saved [step 5]" in out.getvalue()
