@@ -123,8 +123,9 @@ def as_markdown(card: dict[str, Any]) -> str:
     return f"""# The embedded shapes model
 
 A causal Wan ({sizes["transformer."]:,} parameters) with a word-level text encoder
-({sizes["text_encoder."]:,}) on a light causal codec ({sizes["codec."]:,}), which makes 64x64 videos of moving coloured shapes,
-3 latent frames at a time, in four denoising steps. It exists to try Astrolabe without a GPU. It is decent and flawed on purpose: alignment has work to do.
+({sizes["text_encoder."]:,}) on a light causal codec ({sizes["codec."]:,}). It makes 64x64 videos of moving
+coloured shapes, 3 latent frames at a time, in four denoising steps. It exists to try Astrolabe without a GPU, and it is
+decent and flawed on purpose: alignment has work to do.
 
 **Data.** Rendered videos of the 152 training scenes (colour x shape x motion); 28 validation and 44 test scenes never
 occur in the training of the transformer, only in that of the codec.

@@ -16,6 +16,7 @@ from astrolabe.runtime.video import mp4_bytes
 from astrolabe.shapes.world import FPS
 
 SCALE = 3  # every pixel is encoded this large: codecs blur edges of a single pixel
+SMALL_SCALE = 2  # candidates are many, and shown small
 LONG_PAIRS = 3
 
 
@@ -56,9 +57,9 @@ class Group:
     candidates: tuple[Candidate, ...]
 
 
-def data_uri(video: Tensor) -> str:
+def data_uri(video: Tensor, scale: int = SCALE) -> str:
     """``video`` [t, 3, y, x] (uint8) as an mp4 that an ``src`` can hold."""
-    return "data:video/mp4;base64," + base64.b64encode(mp4_bytes(video, FPS, SCALE)).decode("ascii")
+    return "data:video/mp4;base64," + base64.b64encode(mp4_bytes(video, FPS, scale)).decode("ascii")
 
 
 def read_videos(folder: RunFolder) -> Videos:
@@ -97,7 +98,7 @@ def read_group(path: Path) -> Group:
     advantages = tensors["advantages"].tolist()
     candidates = tuple(
         Candidate(
-            video=data_uri(tensors["video"][row]),
+            video=data_uri(tensors["video"][row], SMALL_SCALE),
             advantage=advantages[row],
             rewards=tuple(zip(names, tensors["scores"][row].tolist(), strict=True)),
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from astrolabe import __version__
@@ -45,12 +44,12 @@ def render_page(folder: RunFolder) -> str:
     cfg = folder.config()
     log = folder.path / "metrics.jsonl"
     records = read_metrics(log) if log.exists() else []
-    # Prompts and paths are anybody's text: all is escaped but what is ours, marked as such.
+    # Prompts and paths are anybody's text: all is escaped but what is ours, marked `safe`.
     environment = Environment(
         loader=PackageLoader("astrolabe.report", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals |= {"signed": signed, "trusted": Markup}
+    environment.globals["signed"] = signed
     return environment.get_template("page.html").render(
         run=folder.path.resolve().name,
         folder=str(folder.path),
@@ -58,7 +57,7 @@ def render_page(folder: RunFolder) -> str:
         settings=describe(cfg),
         yaml=folder.config_file.read_text(encoding="utf-8"),
         version=__version__,
-        plotly=Markup(get_plotlyjs()),
+        plotly=get_plotlyjs(),
         groups=read_groups(folder),
         **training(folder, cfg, records),
         **evaluation(folder),

@@ -21,7 +21,7 @@ MEANINGS = {
     "flicker": "unexplained change from frame to frame",
     "motion_energy": "mean change between neighbouring frames; neither more nor less is better",
 }
-UNBOUNDED = ("flicker", "motion_energy")  # not in [0, 1], and small: two more digits, and no place on a common scale
+UNBOUNDED = ("flicker", "motion_energy")  # not in [0, 1], and small: one more digit, and no place on a common scale
 NEUTRAL = ("motion_energy",)
 
 
@@ -109,7 +109,7 @@ def table(result: Mapping[str, Any]) -> list[Row]:
 
 def _row(name: str, values: Mapping[str, Any], reach: float) -> Row:
     low, high = values["ci95"]
-    digits = 5 if name in UNBOUNDED else 3
+    digits = 4 if name in UNBOUNDED else 3
     return Row(
         name=name.replace("_", " "),
         meaning=MEANINGS[name],

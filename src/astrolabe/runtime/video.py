@@ -17,7 +17,7 @@ def encode_mp4(file: IO[bytes], video: Tensor, fps: int, scale: int = 1) -> None
     """Write ``video`` [t, 3, y, x] (uint8, or float in [0, 1]) to ``file``, every pixel ``scale`` x ``scale`` large."""
     pixels = video if video.dtype == torch.uint8 else (video * 255).round().to(torch.uint8)
     pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    with av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = pixels.shape[2], pixels.shape[3], "yuv420p"
         for frame in pixels.permute(0, 2, 3, 1).contiguous().numpy():

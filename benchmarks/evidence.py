@@ -1,0 +1,83 @@
+"""``python -m benchmarks.evidence``: three seeds of the demo and a random-reward control, on held-out prompts.
+
+Every run is trained and evaluated as ``astrolabe demo`` does it, in its own process; the numbers go to
+``benchmarks/results/demo_evidence.json`` with machine, commit, seeds and command.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RESULT = Path("benchmarks/results/demo_evidence.json")
+RUNS = {
+    "seed 0": ("shapes", 0),
+    "seed 1": ("shapes", 1),
+    "seed 2": ("shapes", 2),
+    "random rewards": ("shapes_random", 0),
+}
+
+
+def astrolabe(*arguments: str) -> None:
+    """Run one command of the package."""
+    subprocess.run([sys.executable, "-m", "astrolabe", *arguments], check=True)
+
+
+def measure(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
+    """Train (or go on) and evaluate one run."""
+    began = time.monotonic()
+    astrolabe("train", recipe, "--seed", str(seed), "--out", str(folder))
+    astrolabe("evaluate", str(folder))
+    result = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    windows = [{m: window[m] for m in ("joint",)} for window in result["long"]["windows"]]
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "seconds": round(time.monotonic() - began, 1),
+        "videos": result["videos"],
+        "measures": result["measures"],
+        "long_windows": windows,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were measured."""
+    import torch
+
+    return {
+        "cores": os.cpu_count(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def commit() -> str:
+    """The commit that was measured, marked when the tree has changes."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
+    return head + (" with changes" if dirty.strip() else "")
+
+
+def main() -> None:
+    """Measure every run that is missing and write the result."""
+    folder = Path("runs/evidence") / commit()[:12]
+    runs = {name: measure(folder / name.replace(" ", "-"), *what) for name, what in RUNS.items()}
+    content = {"command": "make evidence", "commit": commit(), "machine": machine(), "runs": runs}
+    RESULT.parent.mkdir(parents=True, exist_ok=True)
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    for name, run in runs.items():
+        joint = run["measures"]["joint"]
+        low, high = joint["ci95"]
+        change = f"{joint['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        print(f"{name:15} {joint['base']:.3f} -> {joint['aligned']:.3f}  {change}")
+
+
+if __name__ == "__main__":
+    main()
