@@ -161,7 +161,7 @@ def demo(out: Path) -> None:
     began = time.monotonic()
     cfg = RECIPES["shapes"]()
     number, folder = 1, RunFolder(out)
-    while (folder.path / "summary.json").exists():
+    while (folder.path / "summary.json").exists() or folder.holds_another(cfg):
         number += 1
         folder = RunFolder(out.with_name(f"{out.name}-{number}"))
     print(f"aligning the embedded model in {folder.path} ...")

@@ -55,6 +55,10 @@ class RunFolder:
             )
         return load_yaml(TrainConfig, self.config_file)
 
+    def holds_another(self, cfg: TrainConfig) -> bool:
+        """Whether a run with another configuration lives here."""
+        return self.config_file.exists() and bool(diff(self.config(), cfg))
+
     def claim(self, cfg: TrainConfig) -> None:
         """Make the folder this configuration's: new, or the same one again. A run is never overwritten."""
         if self.config_file.exists():

@@ -87,8 +87,6 @@ def test_ctrl_c_checkpoints_exits_130_and_the_run_goes_on_to_the_same_end(run: P
 
 
 def test_evaluate_and_report_fill_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("astrolabe.evaluate.SEEDS", (1,))
-    monkeypatch.setattr("astrolabe.evaluate.LONG_SEEDS", (1,))
     monkeypatch.setattr("astrolabe.evaluation.suites.split", lambda name: split(name)[:4])
     main(["evaluate", str(run), "--split", "validation", "--no-long"])
     result = json.loads((run / "evaluation.json").read_text())
