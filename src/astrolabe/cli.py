@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,18 +129,15 @@ def resolve(recipe: str) -> TrainConfig:
 
 
 def show_fields(recipe: str, cfg: TrainConfig) -> None:
-    """The help page of ``train``: every field of the recipe."""
-    console = Console()
-    console.print("usage: astrolabe train RECIPE_OR_CONFIG [--out DIR] [--field.sub value ...]\n", markup=False)
-    for name, make in RECIPES.items():
-        console.print(f"  {name:16} {(make.__doc__ or '').splitlines()[0]}", markup=False, highlight=False)
-    table = Table(title=f"fields of recipe {recipe}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("--field", "default", "meaning", "unit", "accepts"):
-        table.add_column(heading, overflow="fold")
+    """The help page of ``train``: every recipe, then every field with its value, unit, meaning and what it accepts."""
+    lines = ["usage: astrolabe train RECIPE_OR_CONFIG [--out DIR] [--field.sub value ...]", "", "recipes"]
+    lines += [f"  {name:16}{(make.__doc__ or '').splitlines()[0]}" for name, make in RECIPES.items()]
+    lines += ["", f"fields, with the values of recipe {recipe}"]
     for doc in describe(cfg):
-        table.add_row(f"--{doc.name}", doc.value, doc.description, doc.unit, f"{doc.type_text} {doc.limits}".strip())
-    console.print()
-    console.print(table)
+        accepts = " ".join(part for part in (doc.type_text, doc.limits) if part)
+        lines.append(f"  --{doc.name} {doc.value}{f' {doc.unit}' if doc.unit else ''}")
+        lines += textwrap.wrap(f"{doc.description} ({accepts})", 110, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    print("\n".join(lines))
 
 
 def show_evaluation(result: dict[str, Any]) -> None:

@@ -37,15 +37,14 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     """
     folder = RunFolder(out)
     generator, rewards, prompts = make_generator(cfg.model), make_rewards(cfg), make_prompts(cfg)
-    generator.stream.chunks(cfg.rollout.frames)
-    prompts_encoded = generator.encode_text(prompts.batch(0))  # an unknown word should fail before a folder is made
-    assert len(prompts_encoded) == cfg.rollout.prompts
+    algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
+    generator.stream.chunks(cfg.rollout.frames)  # what cannot work should fail before a folder is made
+    algorithm.level_table(generator)
     folder.claim(cfg)
     if folder.finished:
         return out
     base = base_fingerprint(generator)
     policies = make_policies(cfg, generator)
-    algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
     optimizer = make_optimizer(policies, cfg.optimizer)
     store, start = folder.checkpoints, 0
     if (latest := store.latest()) is not None:

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from astrolabe.cli import main
+from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.captions import split
 
@@ -128,6 +128,7 @@ def test_help_shows_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
         ([*TINY, "--optimizer.lr", "-1"], "> 0"),
         ([*TINY, "--rollout.frames", "7"], "nearest are 6 and 9"),
         ([*TINY, "--rewards.0.name", "beauty"], "shape_fit"),
+        ([*TINY, "--algorithm.levels_per_sample", "5"], "at most 4"),
         ([*TINY, "stray"], "stray"),
         (["fly"], "fly"),
         (["evaluate", "nowhere"], "is no run"),
@@ -188,7 +189,6 @@ def test_a_truncated_checkpoint_is_refused_and_left_as_it_is(
 def test_an_adapter_of_another_model_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
-    with safe_open(run / "adapter.safetensors", "pt") as file:
-        metadata = dict(file.metadata())
-    save_file(load_file(run / "adapter.safetensors"), other / "adapter.safetensors", metadata | {"base": "0" * 64})
+    tensors, metadata = load_tensors(run / "adapter.safetensors")
+    save_tensors(other / "adapter.safetensors", tensors, metadata | {"base": "0" * 64})
     assert "another model" in fails(["evaluate", str(other)], capsys)

@@ -12,6 +12,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rl.advantages import Combine, Std, combine_rewards, group_advantages, optimality
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Latents, Metrics, PerSample, Rollout, Scores
 
 
@@ -55,6 +56,18 @@ class NFT:
         advantages = group_advantages(rewards, rollout.group_size, self.settings.std)
         return Experience(rollout, scores, advantages, optimality(advantages, self.settings.a_max))
 
+    def level_table(self, generator: Generator) -> Tensor:
+        """The levels [k] to choose from; UserError when there are fewer than ``levels_per_sample``."""
+        table = generator.stream.levels.float()
+        if self.settings.levels == "unwarped":
+            table = torch.tensor(generator.stream.denoising_steps) / flow.TIMESTEPS
+        if self.settings.levels != "uniform" and self.settings.levels_per_sample > len(table):
+            raise UserError(
+                f"algorithm.levels_per_sample={self.settings.levels_per_sample}: the model has {len(table)} levels and "
+                f"none is drawn twice; choose at most {len(table)}, or algorithm.levels=uniform"
+            )
+        return table
+
     def draw(self, generator: Generator, shape: torch.Size, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Levels [s, b, f] and noise [s, b, f, c, h, w] of samples of ``shape`` [f, c, h, w], each from its own seed.
 
@@ -62,9 +75,7 @@ class NFT:
         on the micro-batch it comes in.
         """
         chunk, count = generator.stream.chunk_frames, self.settings.levels_per_sample
-        table = generator.stream.levels.float()
-        if self.settings.levels == "unwarped":
-            table = torch.tensor(generator.stream.denoising_steps) / flow.TIMESTEPS
+        table = self.level_table(generator)
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from astrolabe.runtime.errors import UserError
 
+METADATA = "astrolabe"
 FINISHED = re.compile(r"step_(\d{6,})")
 
 
@@ -28,7 +29,8 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file(_unshared(tensors), temporary, metadata=dict(metadata))
+        # One key: safetensors writes several in an order of chance, and the same content should be the same bytes.
+        save_file(_unshared(tensors), temporary, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
         _flush(temporary)
         os.replace(temporary, path)
     finally:
@@ -40,7 +42,9 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, on the CPU, and the metadata of a safetensors file; UserError when it is missing or broken."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, json.loads(metadata[METADATA]) if METADATA in metadata else metadata
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
