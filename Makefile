@@ -11,7 +11,7 @@ MYPY   := src tests $(wildcard benchmarks)
 help: ## this page
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.installed ## align the embedded model on this machine and open the report
+demo: $(VENV)/.installed ## align the embedded model on this machine and write a report
 	$(BIN)/astrolabe demo
 
 test: $(VENV)/.installed-dev lint ## style, types and every test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 import time
@@ -17,7 +18,7 @@ from astrolabe import __version__
 from astrolabe.data.prompts import read_prompts
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
-from astrolabe.experiment import TrainConfig
+from astrolabe.experiment import TrainConfig, resolved
 from astrolabe.generate import generate
 from astrolabe.recipes import RECIPES
 from astrolabe.report.page import write_report
@@ -76,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The console script: exit code 0, 2 for a user's mistake (one line), 130 for Ctrl-C."""
     try:
         run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        print(f"astrolabe: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     except UserError as error:
         print(f"astrolabe: {error}", file=sys.stderr)
         sys.exit(2)
@@ -125,7 +132,10 @@ def resolve(recipe: str) -> TrainConfig:
         return RECIPES[recipe]()
     if recipe.endswith((".yaml", ".yml")):
         return load_yaml(TrainConfig, Path(recipe))
-    raise UserError(f"recipe {recipe!r} is unknown{nearest(recipe, RECIPES)}; there are: {', '.join(RECIPES)}")
+    raise UserError(
+        f"recipe {recipe!r} is unknown{nearest(recipe, RECIPES)}; there are: {', '.join(RECIPES)}; "
+        "it comes before the fields"
+    )
 
 
 def show_fields(recipe: str, cfg: TrainConfig) -> None:
@@ -157,11 +167,12 @@ def show_evaluation(result: dict[str, Any]) -> None:
 def demo(out: Path) -> None:
     """Train, evaluate, report: a finished demo is kept, and the next one gets a folder of its own."""
     began = time.monotonic()
-    cfg = RECIPES["shapes"]()
+    cfg = resolved(RECIPES["shapes"]())
     number, folder = 1, RunFolder(out)
     while (folder.path / "summary.json").exists() or folder.holds_another(cfg):
         number += 1
         folder = RunFolder(out.with_name(f"{out.name}-{number}"))
+    began -= folder.seconds_trained()  # by earlier sessions of this run
     print(f"aligning the embedded model in {folder.path} ...")
     train(cfg, folder.path)
     result = evaluate(folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +18,9 @@ from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
 from astrolabe.runs import RunFolder, open_run, to_bytes
 from astrolabe.runtime.checkpoint import save_tensors
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import claimed, write_whole
+from astrolabe.shapes.oracles import SHORTEST
 
 SEEDS = (1001, 1002, 1003, 1004, 1005, 1006)
 LONG_SEEDS = (2001, 2002)
@@ -30,7 +32,8 @@ KEPT = 12  # prompts whose videos are kept for the report
 def evaluate(
     folder: RunFolder, split: str = "test", seeds: tuple[int, ...] = SEEDS, long: bool = True, batch: int = 44
 ) -> dict[str, Any]:
-    """Compare a finished run's adapter with its base and write ``evaluation.json`` (and some videos) into the run.
+    """Compare a finished run's adapter with its base and write ``evaluation.json`` (and some videos) into the run;
+    another split gets files of its own name.
 
     Returns what was written: for every measure base, aligned, difference and 95 % interval over ``split``; the same by
     window for videos twice as long as the clips trained on.
@@ -38,6 +41,11 @@ def evaluate(
     began = time.monotonic()
     cfg, generator, policies = open_run(folder)
     suite = Suite(split, seeds, cfg.rollout.frames)
+    if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:
+        raise UserError(
+            f"{folder.path} trained on clips of {suite.frames} latent frames: a quarter of twice that is {window} "
+            f"video frames, and the oracles need {SHORTEST}; leave the long videos out with --no-long"
+        )
     base, aligned = both(generator, policies, suite, batch)
     result: dict[str, Any] = {
         "split": split,
@@ -61,8 +69,10 @@ def evaluate(
         }
         tensors |= {"long_base": to_bytes(far_base.videos), "long_aligned": to_bytes(far_aligned.videos)}
     result["seconds"] = time.monotonic() - began
-    save_tensors(folder.path / "evaluation.safetensors", tensors, {"prompts": json.dumps(base.kept_prompts)})
-    write_json(folder.path / "evaluation.json", result)
+    name = "evaluation" if split == "test" else f"evaluation-{split}"
+    with claimed(folder.path):
+        save_tensors(folder.path / f"{name}.safetensors", tensors, {"prompts": json.dumps(base.kept_prompts)})
+        write_json(folder.path / f"{name}.json", result)
     return result
 
 
@@ -90,6 +100,4 @@ def summarise(result: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
 from astrolabe.rollout.group import RolloutSettings
 from astrolabe.runtime.config import config, setting
-from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import default_dtype, load_shapes_model
 
@@ -47,7 +48,7 @@ class RewardSettings:
 class TrainConfig:
     """Everything that decides a run."""
 
-    seed: int = setting("seed of every random number of the run", default=0, ge=0)
+    seed: int = setting("seed of every random number of the run", default=0, ge=0, le=2**32 - 1)
     steps: int = setting("rollouts, each followed by one update", unit="steps", ge=1)
     model: ModelSettings
     prompts: str = setting("file with one prompt a line, or `train`: the training scenes of the shapes world")
@@ -67,19 +68,29 @@ class TrainConfig:
             raise UserError(f"rewards: {', '.join(repeated)} is named twice; give each reward once, with its weight")
 
 
-def torch_dtype(name: str, device: str) -> torch.dtype:
-    """The torch dtype of a setting; UserError for an unknown one."""
-    if name == "auto":
-        return default_dtype(device)
-    known = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    if name not in known:
-        raise UserError(f"dtype={name!r} is unknown; expected auto, {', '.join(known)}{nearest(name, known)}")
-    return known[name]
+def resolved(cfg: TrainConfig) -> TrainConfig:
+    """The configuration with nothing left to the machine, as a run stores it; UserError for a device that is absent."""
+    check_device(cfg.model.device)
+    if cfg.model.dtype != "auto":
+        return cfg
+    native = default_dtype(cfg.model.device) == torch.bfloat16
+    return replace(cfg, model=replace(cfg.model, dtype="bfloat16" if native else "float32"))
+
+
+def check_device(device: str) -> None:
+    """Raise UserError unless torch can put a tensor there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.device={device}: not usable here ({reason}); cpu always is") from None
 
 
 def make_generator(settings: ModelSettings) -> WanGenerator:
     """The generator that the settings name, on its device."""
-    model = load_shapes_model(torch_dtype(settings.dtype, settings.device))
+    check_device(settings.device)
+    dtypes = {"auto": default_dtype(settings.device), "bfloat16": torch.bfloat16, "float32": torch.float32}
+    model = load_shapes_model(dtypes[settings.dtype])
     model.transformer.to(settings.device)
     for module in (model.text_encoder, model.codec):
         assert isinstance(module, torch.nn.Module)
@@ -101,7 +112,7 @@ def make_rewards(cfg: TrainConfig) -> list[Reward]:
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:
-    """The prompts that training draws from; UserError when a prompt does not belong to the model's world."""
+    """The prompts that training draws from; UserError when the oracles could not judge one."""
     if cfg.prompts == "train":
         scenes = split("train")
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]

@@ -18,8 +18,8 @@ from astrolabe.rollout.group import video_noise
 from astrolabe.runs import RunFolder, open_run
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.video import write_mp4
-
-FPS = 16
+from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.world import FPS
 
 
 def generate(prompts: Sequence[str], run: Path | None, frames: int | None, seed: int, out: Path) -> list[Path]:
@@ -29,11 +29,11 @@ def generate(prompts: Sequence[str], run: Path | None, frames: int | None, seed:
     """
     generator: Generator
     if run is None:
-        generator, policies, length = make_generator(ModelSettings()), None, 12
+        generator, policies, length, name = make_generator(ModelSettings()), None, CLIP_FRAMES, ModelSettings().name
     else:
         cfg, generator, policies = open_run(RunFolder(run))
-        length = cfg.rollout.frames
-    length = frames or length
+        length, name = cfg.rollout.frames, cfg.model.name
+    length = length if frames is None else frames
     generator.stream.chunks(length)
     text = generator.encode_text(prompts)
     paths = [out / f"{index:04d}.mp4" for index in range(len(prompts))]
@@ -52,7 +52,7 @@ def generate(prompts: Sequence[str], run: Path | None, frames: int | None, seed:
             seconds = time.monotonic() - began
             write_mp4(path, video[0], FPS, scale=4)
             line: dict[str, Any] = {
-                "prompt": prompt, "file": path.name, "seed": seed, "video": index, "model": "shapes",
+                "prompt": prompt, "file": path.name, "seed": seed, "video": index, "model": name,
                 "adapter": str(run) if run else None, "frames": video.shape[1], "seconds": round(seconds, 3),
                 "frames_per_second": round(video.shape[1] / seconds, 1),
             }  # fmt: skip

@@ -22,6 +22,8 @@ from astrolabe.rl.policies import Policies
 from astrolabe.runtime.checkpoint import CheckpointStore, fingerprint, load_tensors, save_tensors
 from astrolabe.runtime.config import diff, load_yaml, save_yaml
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.random import rng_for
+from astrolabe.runtime.tracking import read_metrics
 
 ADAPTER = "adapter.safetensors"
 
@@ -59,6 +61,12 @@ class RunFolder:
         """Whether a run with another configuration lives here."""
         return self.config_file.exists() and bool(diff(self.config(), cfg))
 
+    def seconds_trained(self) -> float:
+        """Seconds of all steps so far, by the run's own clock."""
+        file = self.path / "metrics.jsonl"
+        lines = read_metrics(file) if file.exists() else []
+        return sum(value for line in lines for key, value in line.items() if key.startswith("seconds/"))
+
     def claim(self, cfg: TrainConfig) -> None:
         """Make the folder this configuration's: new, or the same one again. A run is never overwritten."""
         if self.config_file.exists():
@@ -89,8 +97,8 @@ def save_adapter(path: Path, policies: Policies, cfg: TrainConfig, base: str) ->
     save_tensors(path, policies.tensors("learner"), metadata)
 
 
-def load_adapter(path: Path, generator: WanGenerator, policies: Policies) -> None:
-    """Load the learner's slot; UserError when the adapter is broken or was trained on another base model."""
+def load_adapter(path: Path, generator: WanGenerator, policies: Policies, cfg: TrainConfig) -> None:
+    """Load the learner's slot; UserError when the adapter is broken, of another scale, or of another base model."""
     tensors, metadata = load_tensors(path)
     base = base_fingerprint(generator)
     if metadata.get("base") != base:
@@ -99,6 +107,9 @@ def load_adapter(path: Path, generator: WanGenerator, policies: Policies) -> Non
             f"{path} was trained on another model ({name}, base {other[:12]}; this one is {base[:12]}); "
             "use it with the model it was trained on"
         )
+    for name, own in (("rank", cfg.lora.rank), ("alpha", cfg.lora.alpha)):
+        if metadata.get(name) != str(own):
+            raise UserError(f"{path} has {name} {metadata.get(name)}, but the run's config.yaml says {own}; restore it")
     policies.load("learner", tensors)
 
 
@@ -111,13 +122,13 @@ def open_run(folder: RunFolder) -> tuple[TrainConfig, WanGenerator, Policies]:
         )
     generator = make_generator(cfg.model)
     policies = make_policies(cfg, generator)
-    load_adapter(folder.path / ADAPTER, generator, policies)
+    load_adapter(folder.path / ADAPTER, generator, policies, cfg)
     return cfg, generator, policies
 
 
 def make_policies(cfg: TrainConfig, generator: WanGenerator) -> Policies:
     """Fresh slots on the generator's transformer; the start is decided by the seed alone."""
-    return Policies(generator.transformer, cfg.lora, torch.Generator().manual_seed(cfg.seed))
+    return Policies(generator.transformer, cfg.lora, rng_for(cfg.seed, 0, "adapter"))
 
 
 def to_bytes(video: Tensor) -> Tensor:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from astrolabe.experiment import TrainConfig, make_generator, make_prompts, make_rewards
-from astrolabe.rewards.base import score
+from astrolabe.data.prompts import PromptList
+from astrolabe.experiment import TrainConfig, make_generator, make_prompts, make_rewards, resolved
+from astrolabe.models.base import Generator
+from astrolabe.rewards.base import Reward, score
 from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.group import group_rollout
 from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter, to_bytes
-from astrolabe.runtime.checkpoint import CheckpointStore, flatten_optimizer, restore_optimizer, save_tensors
+from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
@@ -24,10 +30,58 @@ from astrolabe.types import Experience, Metrics
 
 
 class Interrupted(Exception):
-    """Training stopped on request, after a checkpoint of ``step``."""
+    """Training stopped on request; says what lies on disk."""
 
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}; the same command goes on from there")
+
+@dataclass(frozen=True)
+class Trainer:
+    """Everything that one step reads or changes."""
+
+    cfg: TrainConfig
+    generator: Generator
+    prompts: PromptList
+    rewards: list[Reward]
+    policies: Policies
+    algorithm: NFT
+    optimizer: torch.optim.Optimizer
+
+    def step(self, step: int) -> tuple[Experience, Metrics]:
+        """Rollout, scores, credit, update: one turn of the method."""
+        cfg, clock = self.cfg, [time.monotonic()]
+        with self.policies.using("behavior"):
+            rng = rng_for(cfg.seed, step, "rollout")
+            rollout = group_rollout(self.generator, self.prompts.batch(step), cfg.rollout, rng)
+        clock.append(time.monotonic())
+        scores = score(self.rewards, rollout)
+        clock.append(time.monotonic())
+        experience = self.algorithm.prepare(rollout, scores)
+        rng = rng_for(cfg.seed, step, "update")
+        metrics = update(
+            self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, step, rng
+        )
+        self.algorithm.after_step(self.policies)
+        clock.append(time.monotonic())
+        phases = zip(("rollout", "rewards", "update"), clock, clock[1:], strict=False)
+        seconds = {f"seconds/{name}": end - begin for name, begin, end in phases}
+        return experience, metrics | credit_metrics(experience) | seconds
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every tensor that decides the future: the slots and the optimiser. All else is a function of the step."""
+        tensors = {f"{slot}/{key}": value for slot in SLOTS for key, value in self.policies.tensors(slot).items()}
+        optimizer = flatten_optimizer(self.optimizer, self.policies.trainable())
+        return tensors | {f"optimizer/{key}": value for key, value in optimizer.items()}
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The inverse of ``state``, strictly."""
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in (*SLOTS, "optimizer")}
+        for key, value in tensors.items():
+            owner, _, rest = key.partition("/")
+            if owner not in parts:
+                raise UserError(f"the checkpoint has an unknown part {owner!r}; it was written by another version")
+            parts[owner][rest] = value
+        for slot in SLOTS:
+            self.policies.load(slot, parts[slot])
+        restore_optimizer(self.optimizer, self.policies.trainable(), parts["optimizer"])
 
 
 def train(cfg: TrainConfig, out: Path) -> Path:
@@ -35,102 +89,84 @@ def train(cfg: TrainConfig, out: Path) -> Path:
 
     Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
     """
-    folder = RunFolder(out)
+    cfg, folder = resolved(cfg), RunFolder(out)
+    # What cannot work should fail before a folder is made.
     generator, rewards, prompts = make_generator(cfg.model), make_rewards(cfg), make_prompts(cfg)
     algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
-    generator.stream.chunks(cfg.rollout.frames)  # what cannot work should fail before a folder is made
+    generator.stream.chunks(cfg.rollout.frames)
+    generator.encode_text(prompts.prompts)
     algorithm.level_table(generator)
     folder.claim(cfg)
-    if folder.finished:
-        return out
-    base = base_fingerprint(generator)
-    policies = make_policies(cfg, generator)
-    optimizer = make_optimizer(policies, cfg.optimizer)
-    store, start = folder.checkpoints, 0
-    if (latest := store.latest()) is not None:
-        start = resume(store, latest, policies, optimizer, base)
+    with claimed(out):
+        if folder.finished:
+            return out
+        identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
+        policies = make_policies(cfg, generator)
+        optimizer = make_optimizer(policies, cfg.optimizer)
+        trainer = Trainer(cfg, generator, prompts, rewards, policies, algorithm, optimizer)
+        loop(trainer, folder, resume(trainer, folder, identity), identity)
+        save_adapter(out / ADAPTER, policies, cfg, identity["base"])
+    return out
+
+
+def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, str]) -> None:
+    """The steps from ``start`` on, each with its metrics; checkpoints and samples as often as configured."""
+    cfg, out, store = trainer.cfg, folder.path, folder.checkpoints
     log = MetricsLog(out / "metrics.jsonl")
     log.truncate_after(start - 1)
-    board = TensorBoardLog(out / "tensorboard") if cfg.tensorboard else None
-    shown = (*[f"reward/{reward.name}" for reward in rewards], "loss")
-    with graceful_interrupt() as interrupt, training_display(cfg.steps, start, shown) as display:
+    shown = (*[f"reward/{reward.name}" for reward in trainer.rewards], "loss")
+    with ExitStack() as stack:
+        board = stack.enter_context(TensorBoardLog(out / "tensorboard", start)) if cfg.tensorboard else None
+        interrupt = stack.enter_context(graceful_interrupt())
+        display = stack.enter_context(training_display(cfg.steps, start, shown))
         for step in range(start, cfg.steps):
-            began = time.monotonic()
-            with policies.using("behavior"):
-                rollout = group_rollout(generator, prompts.batch(step), cfg.rollout, rng_for(cfg.seed, step, "rollout"))
-            rolled = time.monotonic()
-            scores = score(rewards, rollout)
-            scored = time.monotonic()
-            experience = algorithm.prepare(rollout, scores)
-            metrics = update(
-                generator, policies, algorithm, experience, optimizer, cfg.optimizer, step,
-                rng_for(cfg.seed, step, "update"),
-            )  # fmt: skip
-            algorithm.after_step(policies)
-            metrics |= describe(experience) | {
-                "seconds/rollout": rolled - began,
-                "seconds/rewards": scored - rolled,
-                "seconds/update": time.monotonic() - scored,
-            }
+            experience, metrics = trainer.step(step)
             log.write(step, metrics)
             if board:
                 board.write(step, metrics)
             display.update(step, metrics)
-            if step % cfg.sample_every == 0 or step + 1 == cfg.steps:
+            done, last = step + 1, step + 1 == cfg.steps
+            if step % cfg.sample_every == 0 or last:
                 keep_group(out / "samples" / f"step_{step:06d}.safetensors", experience)
-            if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps or interrupt.requested:
-                save(store, step + 1, policies, optimizer, base)
-            if interrupt.requested and step + 1 < cfg.steps:
-                raise Interrupted(step + 1)
-    if board:
-        board.close()
-    save_adapter(out / ADAPTER, policies, cfg, base)
-    return out
+            if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
+                store.save(done, trainer.state(), identity)
+            if interrupt.requested:
+                raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 
 
-def describe(experience: Experience) -> Metrics:
-    """Mean of every reward, its spread within groups, and how much of the step teaches anything."""
+def resume(trainer: Trainer, folder: RunFolder, identity: dict[str, str]) -> int:
+    """Restore the newest checkpoint, if there is one; returns the step to go on with."""
+    latest = folder.checkpoints.latest()
+    if latest is None:
+        return 0
+    tensors, state = folder.checkpoints.load(latest)
+    for part, remedy in (("base", "another base model"), ("prompts", "other prompts (has the file changed?)")):
+        if state.get(part) != identity[part]:
+            raise UserError(f"{folder.path}: the checkpoint of step {latest} belongs to {remedy}; start a new run")
+    trainer.restore(tensors)
+    return latest
+
+
+def digest(prompts: PromptList) -> str:
+    """What tells one prompt list from another."""
+    return hashlib.sha256("\n".join(prompts.prompts).encode()).hexdigest()
+
+
+def credit_metrics(experience: Experience) -> Metrics:
+    """Mean of every reward, its spread within groups, and the share of samples that teach anything."""
     scores, size = experience.scores, experience.rollout.group_size
-    metrics: Metrics = {}
+    metrics: dict[str, Any] = {}
     for name in scores.names:
         column = scores.column(name)
         metrics[f"reward/{name}"] = column.mean().item()
         metrics[f"group_std/{name}"] = column.view(-1, size).std(1, correction=0).mean().item()
-    metrics["useful_samples"] = (experience.advantages != 0).float().mean().item()
-    return metrics
-
-
-def save(store: CheckpointStore, step: int, policies: Policies, optimizer: torch.optim.Optimizer, base: str) -> None:
-    """Every state that decides the future: the slots and the optimiser. All else is a function of the step."""
-    tensors = {f"{slot}/{key}": value for slot in SLOTS for key, value in policies.tensors(slot).items()}
-    optimizer_state = flatten_optimizer(optimizer, policies.trainable())
-    store.save(step, tensors | {f"optimizer/{key}": value for key, value in optimizer_state.items()}, {"base": base})
-
-
-def resume(store: CheckpointStore, step: int, policies: Policies, optimizer: torch.optim.Optimizer, base: str) -> int:
-    """Restore what ``save`` wrote; returns the step to go on with."""
-    tensors, state = store.load(step)
-    if state.get("base") != base:
-        raise UserError(
-            f"{store.run_dir}: the checkpoint of step {step} belongs to another base model; start a new run"
-        )
-    parts: dict[str, dict[str, Any]] = {name: {} for name in (*SLOTS, "optimizer")}
-    for key, value in tensors.items():
-        owner, _, rest = key.partition("/")
-        if owner not in parts:
-            raise UserError(f"{store.run_dir}: the checkpoint of step {step} has an unknown part {owner!r}")
-        parts[owner][rest] = value
-    for slot in SLOTS:
-        policies.load(slot, parts[slot])
-    restore_optimizer(optimizer, policies.trainable(), parts["optimizer"])
-    return step
+    return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
 
 
 def keep_group(path: Path, experience: Experience) -> None:
-    """The first group of a step whose candidates differ, with scores and advantages, for the report."""
+    """Keep the group of a step that teaches most (largest advantages), with its scores, for the report."""
     rollout, size = experience.rollout, experience.rollout.group_size
-    spread = experience.advantages.view(-1, size).abs().sum(1)
-    group = int(spread.argmax())
+    group = int(experience.advantages.view(-1, size).abs().sum(1).argmax())
     rows = slice(group * size, (group + 1) * size)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from astrolabe.cli import main
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
+from astrolabe.runtime.files import claimed
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.captions import split
 
@@ -58,11 +59,13 @@ def test_a_run_killed_and_resumed_ends_with_the_same_adapter_bytes(run: Path, tm
     command = [sys.executable, "-m", "astrolabe", *TINY, "--steps", "4", "--out", str(folder)]
     process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": "src"}, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "step_000001").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    try:
+        while not list((folder / "checkpoints").glob("step_*")) and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
     main([*TINY, "--steps", "4", "--out", str(folder)])
     assert (folder / "adapter.safetensors").read_bytes() == (run / "adapter.safetensors").read_bytes()
     assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [0, 1, 2, 3]
@@ -130,6 +133,11 @@ def test_help_shows_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
         ([*TINY, "--rewards.0.name", "beauty"], "shape_fit"),
         ([*TINY, "--algorithm.levels_per_sample", "5"], "at most 4"),
         ([*TINY, "stray"], "stray"),
+        ([*TINY, "--model.device", "gpu"], "model.device=gpu"),
+        ([*TINY, "--seed", "99999999999999999999"], "seed"),
+        ([*TINY, "--optimizer.betas", "1.5,0.9"], "betas"),
+        (["train", "--steps", "1", "shapes_tiny"], "before the fields"),
+        ([*TINY, "--out", "/proc/nowhere"], "/proc"),
         (["fly"], "fly"),
         (["evaluate", "nowhere"], "is no run"),
         (["report", "nowhere"], "is no run"),
@@ -174,6 +182,30 @@ def test_a_run_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "mine.txt").read_text() == "precious"
 
 
+def test_two_processes_cannot_work_in_one_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with claimed(run):
+        assert "another process" in fails([*TINY, "--steps", "4", "--out", str(run)], capsys)
+
+
+def test_a_prompt_file_that_changed_is_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a red circle moving left\na pulsing blue square\n")
+    command = [*TINY, "--prompts", str(prompts), "--out", str(out)]
+    main(command)
+    (out / "adapter.safetensors").unlink()
+    prompts.write_text("a red circle moving left\na pulsing green square\n")
+    assert "other prompts" in fails(command, capsys)
+
+
+def test_a_prompt_that_the_encoder_cannot_take_is_refused_before_anything_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moving left\n" + "a " * 14 + "red circle left\n")
+    assert "words" in fails([*TINY, "--prompts", str(prompts), "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_truncated_checkpoint_is_refused_and_left_as_it_is(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +221,9 @@ def test_a_truncated_checkpoint_is_refused_and_left_as_it_is(
 def test_an_adapter_of_another_model_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("alpha: 8.0", "alpha: 800.0"))
+    assert "alpha" in fails(["evaluate", str(other)], capsys)
     tensors, metadata = load_tensors(run / "adapter.safetensors")
     save_tensors(other / "adapter.safetensors", tensors, metadata | {"base": "0" * 64})
     assert "another model" in fails(["evaluate", str(other)], capsys)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from astrolabe import flow
+from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
 from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
 from astrolabe.rl.policies import LoraSettings, Policies
-from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
+from astrolabe.rl.update import OptimizerSettings, clip_gradients, make_optimizer, update
+from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Rollout, Scores
-from tests.conftest import LATENT, tiny_wan
+from tests.conftest import LATENT, tiny_stream, tiny_wan
 
 SHAPE = (3, 4, 2, 2, 2)
 
@@ -138,7 +144,7 @@ def test_levels_are_the_samplers_one_a_chunk_and_never_twice() -> None:
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=4), (1.0,))
     levels, noise = algorithm.draw(generator, torch.Size((6, *LATENT)), [1, 2])
     assert levels.shape == (4, 2, 6) and noise.shape == (4, 2, 6, *LATENT)
-    table = generator.stream.levels.float()
+    table = generator.stream.levels
     torch.testing.assert_close(levels.sort(0, descending=True).values, table[:, None, None].expand(4, 2, 6))
     assert torch.equal(levels[..., 0::3], levels[..., 1::3]) and torch.equal(levels[..., 0::3], levels[..., 2::3])
 
@@ -181,3 +187,72 @@ def test_who_acts_is_a_scope_even_when_it_fails() -> None:
     assert policies.active == "learner"
     torch.testing.assert_close(velocity(), acting)
     assert not torch.allclose(acting, bare, atol=1e-3)
+
+
+def test_the_loss_is_the_streams_learner_against_behavior_in_the_behaviors_context() -> None:
+    """One sample by hand: every chunk streamed with the cache, at its level, under each policy."""
+    generator = tiny_wan(tiny_stream(2, window=5, sink=1), dtype=torch.float64)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for slot in policies.names:
+            for tensor in policies.tensors(slot).values():
+                tensor.data = 0.1 * torch.randn(tensor.shape, dtype=torch.float64)
+    seen = experience(prompts=2, group=2, frames=6, dtype=torch.float64)
+    algorithm = NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
+    losses, drifts = algorithm.loss(generator, policies, seen, torch.tensor([1, 2]), [5, 6])
+    levels, noises = algorithm.draw(generator, seen.rollout.latents.shape[1:], [5, 6])
+    for index, row in enumerate((1, 2)):
+        clean, sigma = seen.rollout.latents[row : row + 1], levels[0, index : index + 1].double()
+        noisy = flow.add_noise(clean, noises[0, index : index + 1].double(), sigma)
+        behavior, learner = stream_predictions(
+            generator, policies, seen.rollout.text[row // 2][None], clean, noisy, sigma
+        )
+        expected = nft_loss(learner, behavior, clean, seen.optimality[row : row + 1], 0.3)
+        torch.testing.assert_close(losses[index], expected[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(drifts[index], (learner - behavior).square().mean(), rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def stream_predictions(
+    generator: WanGenerator, policies: Policies, text: Tensor, clean: Tensor, noisy: Tensor, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x0 of every chunk under behavior and learner, the cache filled by the behavior policy."""
+    with policies.using("behavior"):
+        acting, cache = generator.condition(text), generator.new_cache(1, clean.shape[1])
+    own, behaviors, learners = generator.condition(text), [], []
+    for first, end in generator.stream.chunks(clean.shape[1]):
+        part, level = noisy[:, first:end], sigma[:, first:end]
+        learners.append(flow.to_clean(part, generator.velocity(part, level, own, cache), level))
+        with policies.using("behavior"):
+            behaviors.append(flow.to_clean(part, generator.velocity(part, level, acting, cache), level))
+            generator.commit(clean[:, first:end], acting, cache)
+    return torch.cat(behaviors, 1), torch.cat(learners, 1)
+
+
+def test_a_step_in_which_every_group_ties_changes_nothing_and_goes_on() -> None:
+    generator = tiny_wan(dtype=torch.float32)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    before = {key: value.detach().clone() for key, value in policies.tensors("learner").items()}
+    tied = replace(experience(), advantages=torch.zeros(8))
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5), (1.0,))
+    optimizer = make_optimizer(policies, SETTINGS)
+    assert update(generator, policies, algorithm, tied, optimizer, SETTINGS, 0, torch.Generator()) == {}
+    assert all(torch.equal(value, before[key]) for key, value in policies.tensors("learner").items())
+
+
+def test_the_learning_rate_warms_up_to_its_full_value() -> None:
+    generator = tiny_wan(dtype=torch.float32)
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    algorithm, settings = NFT(NFTSettings(beta=1.0, behavior_keep=0.5), (1.0,)), replace(SETTINGS, warmup=3)
+    optimizer, rates = make_optimizer(policies, settings), []
+    for step in range(5):
+        update(generator, policies, algorithm, experience(), optimizer, settings, step, torch.Generator())
+        rates.append(optimizer.param_groups[0]["lr"] / settings.lr)
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_not_taken() -> None:
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([float("inf"), 1.0])
+    with pytest.raises(UserError, match="diverged"):
+        clip_gradients([parameter], 1.0)

@@ -145,7 +145,7 @@ def test_a_checkpoint_that_is_absent_or_altered_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="not the ones its record names"):
         store.load(1)
     (folder / "state.json").write_text("{")
-    with pytest.raises(UserError, match="not a readable checkpoint record"):
+    with pytest.raises(UserError, match="not a whole checkpoint record; remove the folder"):
         store.load(1)
 
 
@@ -205,3 +205,21 @@ def test_a_nameless_parameter_is_an_error_not_a_gap():
     model, optimizer = trained(1)
     with pytest.raises(ValueError, match="4 parameters are optimized, but 1 of them have a name"):
         flatten_optimizer(optimizer, {"0.weight": dict(model.named_parameters())["0.weight"]})
+
+
+def test_a_record_of_another_shape_is_refused_and_names_the_way_out(tmp_path: Path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"a": torch.ones(1)}, {})
+    folder = store.save(2, {"a": torch.ones(1)}, {})
+    for text in ("{}", "[]", '{"fingerprint": 1}'):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(UserError, match="step_000002 to go on from step 1"):
+            store.load(2)
+
+
+def test_a_hidden_file_of_somebody_else_is_no_leftover(tmp_path: Path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"a": torch.ones(1)}, {})
+    (store.folder / ".DS_Store").write_text("x")
+    store.save(2, {"a": torch.ones(1)}, {})
+    assert (store.folder / ".DS_Store").exists() and store.steps() == [1, 2]

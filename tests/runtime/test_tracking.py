@@ -78,9 +78,8 @@ def test_a_missing_log_is_the_users_to_know(tmp_path: Path):
 
 def test_tensorboard_takes_the_numbers(tmp_path: Path):
     pytest.importorskip("tensorboard")
-    log = TensorBoardLog(tmp_path)
-    log.write(0, {"reward": 0.5, "note": "text"})
-    log.close()
+    with TensorBoardLog(tmp_path) as log:
+        log.write(0, {"reward": 0.5, "note": "text"})
     assert list(tmp_path.glob("events.*"))
 
 

@@ -72,7 +72,7 @@ def run_suite(
             whole.append(verdicts(video, scenes))
             cut.append(torch.stack([verdicts(part, scenes) for part in equal_parts(video, windows)], 1))
             if seed == suite.seeds[0]:
-                kept.extend(video[row - int(rows[0])] for row in keep if row in rows)
+                kept.extend(video[row - int(rows[0])].cpu() for row in keep if row in rows)
             advance(len(rows))
         per_seed.append(torch.cat(whole, 1))
         per_seed_windows.append(torch.cat(cut, 2))
@@ -88,7 +88,7 @@ def run_suite(
 def verdicts(video: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """The oracles' measures [measures, b], in the order of MEASURES."""
     judged = judge(video, scenes)
-    return torch.stack([judged[measure] for measure in MEASURES])
+    return torch.stack([judged[measure] for measure in MEASURES]).cpu()
 
 
 def equal_parts(video: Tensor, parts: int) -> list[Tensor]:

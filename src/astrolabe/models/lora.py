@@ -35,7 +35,7 @@ class LoraSlots:
         }
         with torch.no_grad():
             for layer in self.layers.values():
-                start = torch.empty_like(layer.lora_A[names[0]].weight, dtype=torch.float32)
+                start = torch.empty(layer.lora_A[names[0]].weight.shape)  # drawn on the CPU: the same start everywhere
                 nn.init.kaiming_uniform_(start, a=5**0.5, generator=generator)
                 for name in names:
                     layer.lora_A[name].weight.copy_(start)
@@ -47,8 +47,8 @@ class LoraSlots:
     @contextmanager
     def using(self, name: str | None) -> Iterator[None]:
         """Within the scope ``name`` acts (None: the bare base); afterwards the one that acted before."""
-        before, self_name = self.active, name
-        self._activate(self_name)
+        before = self.active
+        self._activate(name)
         try:
             yield
         finally:

@@ -27,7 +27,7 @@ from astrolabe.pretrain.distill import StudentPlan, distill
 from astrolabe.pretrain.flow_matching import TeacherPlan, train_teacher
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import SHIPPED, build
+from astrolabe.shapes.model import SHIPPED, STREAM, WAN, build
 
 SEED = 2026
 CODEC_STEPS = 3000
@@ -68,7 +68,13 @@ def main() -> None:
     args = parser.parse_args()
     plans: dict[str, dict[str, Any]] = {
         "codec": {"seed": args.seed, "steps": CODEC_STEPS},
-        "teacher": {"seed": args.seed, "videos_per_scene": VIDEOS_PER_SCENE, **asdict(TeacherPlan())},
+        "teacher": {
+            "seed": args.seed,
+            "videos_per_scene": VIDEOS_PER_SCENE,
+            **asdict(TeacherPlan()),
+            "wan": asdict(WAN),
+            "stream": asdict(STREAM),
+        },
         "student": {"seed": args.seed, **asdict(StudentPlan())},
     }
 
@@ -85,14 +91,16 @@ def main() -> None:
         data = LatentData(codec, VIDEOS_PER_SCENE, torch.Generator().manual_seed(args.seed))
         return network_tensors(train_teacher(data, TeacherPlan(), args.seed))
 
-    teacher = stage(args.build / "teacher.safetensors", plans["codec"] | {"teacher": plans["teacher"]}, make_teacher)
+    teacher = stage(
+        args.build / "teacher.safetensors", {name: plans[name] for name in ("codec", "teacher")}, make_teacher
+    )
     if args.until == "teacher":
         return
 
     def make_student() -> dict[str, Tensor]:
         return network_tensors(distill(build(teacher | weights, torch.bfloat16), StudentPlan(), args.seed))
 
-    student = stage(args.build / "student.safetensors", plans["codec"] | plans, make_student)
+    student = stage(args.build / "student.safetensors", plans, make_student)
     if args.until == "card":
         card.write(args.out, args.build, teacher | weights, student | weights, plans)
 

@@ -117,7 +117,7 @@ class Student:
     def match(self, visit: Visit, generator: torch.Generator) -> tuple[Tensor, Latents]:
         """The distribution-matching loss, and the predictions it was taken on (detached, for the critic)."""
         predicted = self.predict(visit)
-        sigma, noise = draw(visit, generator)
+        sigma, noise = draw(visit, self.teacher.stream.chunk_frames, generator)
         with torch.no_grad():
             noisy = flow.add_noise(predicted, noise, sigma)
             real = self._clean_of(self.teacher, visit, noisy, sigma, guidance=self.plan.guidance)
@@ -136,7 +136,7 @@ class Student:
 
     def criticise(self, visit: Visit, predicted: Latents, generator: torch.Generator) -> Tensor:
         """The critic's flow-matching loss on what the student predicted."""
-        sigma, noise = draw(visit, generator)
+        sigma, noise = draw(visit, self.teacher.stream.chunk_frames, generator)
         kept = (torch.rand(len(visit.text), 1, 1, generator=generator) >= self.plan.text_dropout).float()
         text = self.critic.condition(visit.text * kept)
         velocity = self.critic.velocity_in_context(
@@ -145,10 +145,9 @@ class Student:
         return (velocity - (noise - predicted)).square().mean()
 
 
-def draw(visit: Visit, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw(visit: Visit, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """A level per chunk, [b, f], away from both ends, and fresh noise."""
     batch, frames = visit.sigma.shape
-    chunk = 3 if frames % 3 == 0 else 1
     sigma = flow.warp(torch.rand(batch, frames // chunk, generator=generator), 3.0).clamp(0.02, 0.98)
     return sigma.repeat_interleave(chunk, 1), torch.randn(visit.clean.shape, generator=generator)
 

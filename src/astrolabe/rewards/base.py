@@ -23,7 +23,12 @@ class Reward(Protocol):
 
 
 def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
-    """Every reward on every candidate; UserError when a reward returns something that is no finite score a video."""
+    """Every reward on every candidate, on the CPU; UserError when videos or scores are not finite."""
+    if not bool(torch.isfinite(rollout.latents).all()):
+        raise UserError(
+            "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
+            "algorithm.beta"
+        )
     columns = []
     for reward in rewards:
         values = reward(rollout.video, rollout.captions)
@@ -32,5 +37,5 @@ def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
                 f"reward {reward.name!r} returned shape {list(values.shape)} with "
                 f"{int((~torch.isfinite(values)).sum())} non-finite values; expected {len(rollout.video)} finite scores"
             )
-        columns.append(values.float())
+        columns.append(values.float().cpu())
     return Scores(tuple(reward.name for reward in rewards), torch.stack(columns, 1))

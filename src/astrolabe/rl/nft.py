@@ -9,11 +9,12 @@ from torch import Tensor
 
 from astrolabe import flow
 from astrolabe.models.base import Generator
-from astrolabe.rl.advantages import Combine, Std, combine_rewards, group_advantages, optimality
+from astrolabe.rl import advantages as credit
+from astrolabe.rl.advantages import Combine, Std
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Latents, Metrics, PerSample, Rollout, Scores
+from astrolabe.types import Experience, Latents, PerSample, Rollout, Scores
 
 
 @config
@@ -52,15 +53,15 @@ class NFT:
 
     def prepare(self, rollout: Rollout, scores: Scores) -> Experience:
         """Combine the rewards, compare within groups."""
-        rewards = combine_rewards(scores.values, self.weights, self.settings.combine)
-        advantages = group_advantages(rewards, rollout.group_size, self.settings.std)
-        return Experience(rollout, scores, advantages, optimality(advantages, self.settings.a_max))
+        rewards = credit.combine_rewards(scores.values, self.weights, self.settings.combine)
+        advantages = credit.group_advantages(rewards, rollout.group_size, self.settings.std)
+        return Experience(rollout, scores, advantages, credit.optimality(advantages, self.settings.a_max))
 
     def level_table(self, generator: Generator) -> Tensor:
         """The levels [k] to choose from; UserError when there are fewer than ``levels_per_sample``."""
-        table = generator.stream.levels.float()
+        table = generator.stream.levels
         if self.settings.levels == "unwarped":
-            table = torch.tensor(generator.stream.denoising_steps) / flow.TIMESTEPS
+            table = torch.tensor(generator.stream.denoising_steps, dtype=torch.float64) / flow.TIMESTEPS
         if self.settings.levels != "uniform" and self.settings.levels_per_sample > len(table):
             raise UserError(
                 f"algorithm.levels_per_sample={self.settings.levels_per_sample}: the model has {len(table)} levels and "
@@ -79,7 +80,7 @@ class NFT:
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
-            chance = torch.rand(max(len(table), count), shape[0] // chunk, generator=rng)
+            chance = torch.rand(max(len(table), count), shape[0] // chunk, generator=rng, dtype=torch.float64)
             drawn = chance[:count] if self.settings.levels == "uniform" else table[chance.argsort(0)[:count]]
             levels.append(drawn.repeat_interleave(chunk, 1))
             noises.append(torch.randn(len(drawn), *shape, generator=rng))
@@ -87,30 +88,33 @@ class NFT:
 
     def loss(
         self, generator: Generator, policies: Policies, experience: Experience, rows: Tensor, seeds: list[int]
-    ) -> tuple[PerSample, Metrics]:
-        """Loss of the samples ``rows`` at freshly drawn levels, the clean context computed once and held constant.
+    ) -> tuple[PerSample, PerSample]:
+        """Loss of the samples ``rows`` at freshly drawn levels, and how far learner and behavior differ (mean square).
 
+        The clean context is computed once and held constant.
         The context is the behavior policy's, whose own it was when the clip was streamed; learner and behavior see the
         same one, so that they differ only in what they predict.
         """
         rollout = experience.rollout
         clean = rollout.latents[rows]
         text = rollout.text[rows // rollout.group_size]
+        optimality = experience.optimality[rows].to(clean)
         with torch.no_grad(), policies.using("behavior"):
             acting_text = generator.condition(text)
             context = generator.context(clean, acting_text)
         own_text = generator.condition(text)
         losses, drifts = [], []
         levels, noises = self.draw(generator, clean.shape[1:], seeds)
-        for sigma, noise in zip(levels.to(clean.device), noises.to(clean), strict=True):
+        exact = torch.promote_types(clean.dtype, torch.float32)
+        for sigma, noise in zip(levels.to(clean.device, exact), noises.to(clean), strict=True):
             noisy = flow.add_noise(clean, noise, sigma)
             with torch.no_grad(), policies.using("behavior"):
                 velocity = generator.velocity_in_context(noisy, sigma, acting_text, context)
                 behavior = flow.to_clean(noisy, velocity, sigma)
             learner = flow.to_clean(noisy, generator.velocity_in_context(noisy, sigma, own_text, context), sigma)
-            losses.append(nft_loss(learner, behavior, clean, experience.optimality[rows], self.settings.beta))
-            drifts.append((learner.detach() - behavior).square().mean())
-        return torch.stack(losses).mean(0), {"drift_behavior": torch.stack(drifts).mean().item()}
+            losses.append(nft_loss(learner, behavior, clean, optimality, self.settings.beta))
+            drifts.append((learner.detach() - behavior).square().mean((1, 2, 3, 4)))
+        return torch.stack(losses).mean(0), torch.stack(drifts).mean(0)
 
     def after_step(self, policies: Policies) -> None:
         """behavior <- keep behavior + (1 - keep) learner."""

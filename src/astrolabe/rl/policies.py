@@ -20,7 +20,7 @@ class LoraSettings:
 
 
 class Policies(LoraSlots):
-    """The three slots; ``with policies.using("behavior"): ...`` and never a bare switch (method, section 5)."""
+    """The three slots, equal at first; ``with policies.using("behavior"): ...``, never a bare switch (section 5)."""
 
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator):
         super().__init__(base, SLOTS, settings.rank, settings.alpha, generator)

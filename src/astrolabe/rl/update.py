@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Metrics
 
 
@@ -21,9 +24,13 @@ class OptimizerSettings:
     weight_decay: float = setting("decoupled weight decay", default=1e-4, ge=0)
     eps: float = setting("term that keeps AdamW's division finite", default=1e-8, gt=0)
     max_grad_norm: float = setting("gradients are scaled down to this norm", default=1.0, gt=0)
-    warmup: int = setting("steps over which the learning rate rises from zero", unit="steps", default=0, ge=0)
+    warmup: int = setting("steps over which the learning rate rises to its full value", unit="steps", default=0, ge=0)
     minibatches: int = setting("optimiser steps per training step; the samples are dealt among them", default=1, ge=1)
     micro_batch: int = setting("samples that are forwarded at once; changes memory and speed, not results", ge=1)
+
+    def __post_init__(self) -> None:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas}: expected two numbers >= 0 and < 1")
 
 
 def make_optimizer(policies: Policies, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -46,23 +53,29 @@ def update(
         group["lr"] = settings.lr * min(1.0, (step + 1) / (settings.warmup + 1))
     order = torch.randperm(len(experience.advantages), generator=rng)
     seeds = torch.randint(2**62, order.shape, generator=rng)
-    collected: list[Metrics] = []
+    collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": []}
     for batch in order.chunk(settings.minibatches):
         optimizer.zero_grad(set_to_none=True)
         useful = batch[experience.advantages[batch] != 0]
+        if not len(useful):
+            continue
         for rows in useful.split(settings.micro_batch):
-            losses, metrics = algorithm.loss(generator, policies, experience, rows, seeds[rows].tolist())
-            loss = losses.sum() / len(batch)
-            loss.backward()
-            collected.append(metrics | {"loss": losses.mean().item()})
-        if len(useful):
-            norm = clip_gradients(list(policies.trainable().values()), settings.max_grad_norm)
-            collected[-1]["grad_norm"] = norm.item()
-            optimizer.step()
-    means = {key: [m[key] for m in collected if key in m] for key in ("loss", "grad_norm", "drift_behavior")}
-    return {key: sum(values) / len(values) for key, values in means.items() if values}
+            losses, drifts = algorithm.loss(generator, policies, experience, rows, seeds[rows].tolist())
+            (losses.sum() / len(batch)).backward()
+            collected["loss"].extend(losses.tolist())
+            collected["drift_behavior"].extend(drifts.tolist())
+        norm = clip_gradients(list(policies.trainable().values()), settings.max_grad_norm)
+        collected["grad_norm"].append(norm)
+        optimizer.step()
+    return {name: sum(values) / len(values) for name, values in collected.items() if values}
 
 
-def clip_gradients(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients down to ``max_norm``; returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(parameters, max_norm, error_if_nonfinite=True)
+def clip_gradients(parameters: list[Tensor], max_norm: float) -> float:
+    """Scale gradients down to ``max_norm``; returns the norm before. UserError when it is not finite."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+    if not math.isfinite(norm):
+        raise UserError(
+            f"training diverged: the gradient's norm is {norm}; go on from the last checkpoint's settings in a new run "
+            "with a smaller optimizer.lr or algorithm.beta"
+        )
+    return norm

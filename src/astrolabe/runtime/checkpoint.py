@@ -50,7 +50,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}); fetch or write it again") from error
+        raise UserError(f"{path}: not a whole safetensors file ({error})") from error
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -86,8 +86,8 @@ class CheckpointStore:
         that was given up when the run went back to an earlier checkpoint, are dropped too.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".*"):  # of a run that was killed while saving
-            shutil.rmtree(leftover)
+        for leftover in (*self.folder.glob(".step_*.tmp"), *self.folder.glob(".step_*.old")):
+            shutil.rmtree(leftover)  # of a run that was killed while saving
         final = self.folder / f"step_{step:06d}"
         temporary = self.folder / f".{final.name}.tmp"
         temporary.mkdir()
@@ -121,14 +121,23 @@ class CheckpointStore:
         if not folder.is_dir():
             there = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {there}")
-        tensors, _ = load_tensors(folder / "state.safetensors")
+        try:
+            tensors, _ = load_tensors(folder / "state.safetensors")
+        except UserError as error:
+            raise UserError(f"{error}; {self._way_out(step)}") from error
         try:
             record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder / 'state.json'}: not a readable checkpoint record ({error})") from error
-        if record["fingerprint"] != fingerprint(tensors):
-            raise UserError(f"{folder}: the tensors are not the ones its record names; resume from another step")
-        return tensors, record["state"]
+            named, state = record["fingerprint"], dict(record["state"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / 'state.json'}: not a whole checkpoint record; {self._way_out(step)}") from error
+        if named != fingerprint(tensors):
+            raise UserError(f"{folder}: the tensors are not the ones its record names; {self._way_out(step)}")
+        return tensors, state
+
+    def _way_out(self, step: int) -> str:
+        others = [known for known in self.steps() if known != step]
+        goal = f"to go on from step {others[-1]}" if others else "to begin again"
+        return f"remove the folder {self.folder / f'step_{step:06d}'} {goal}"
 
     def _drop(self, folder: Path) -> None:
         # Renamed first, so that a kill in the middle of deleting leaves no half checkpoint under a finished name.

@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.settings import (
     Leaf,
     arms,
@@ -209,7 +210,7 @@ def from_dict(cls: type[T], mapping: Any, origin: str) -> T:
 def save_yaml(cfg: Any, path: Path | str) -> None:
     """Write every setting of ``cfg``, in the order written in its class; ``load_yaml`` gives back an equal one."""
     text = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True, width=120)
-    Path(path).write_text(text, encoding="utf-8")
+    write_whole(Path(path), text)
 
 
 def load_yaml(cls: type[T], path: Path | str) -> T:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
@@ -30,6 +31,8 @@ def graceful_interrupt() -> Iterator[Interrupt]:
         if interrupt.requested:
             raise KeyboardInterrupt
         interrupt.requested = True
+        with suppress(OSError):  # straight to the terminal: a handler may interrupt a print
+            os.write(1, b"\nstopping after this step; once more stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -15,4 +15,4 @@ def rng_for(seed: int, step: int, purpose: str, rank: int = 0, device: torch.dev
     """
     words = repr((int(seed), int(step), str(purpose), int(rank))).encode()
     digest = hashlib.blake2b(words, digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)  # 63 bits: torch's seeds are signed
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)  # torch's seeds are signed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import write_whole
 
 # JSON has no word for these; as text they survive strict readers, a browser's included.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -40,9 +40,7 @@ class MetricsLog:
             self._rewrite([record for record in read_metrics(self.path) if record["step"] <= step])
 
     def _rewrite(self, records: Sequence[Mapping[str, Any]]) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(map(_line, records)), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_whole(self.path, "".join(map(_line, records)))
 
 
 def read_metrics(path: Path | str) -> list[dict[str, Any]]:
@@ -71,12 +69,13 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
 class TensorBoardLog:
     """The same metrics for TensorBoard; UserError telling how to install it when it is missing."""
 
-    def __init__(self, folder: Path | str) -> None:
+    def __init__(self, folder: Path | str, start: int = 0) -> None:
+        """``start`` is the first step to come: events of it and later, of a run that was cut off, are purged."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("TensorBoard is not installed: pip install 'astrolabe-rl[tensorboard]'") from error
-        self._writer: Any = SummaryWriter(str(folder))
+        self._writer: Any = SummaryWriter(str(folder), purge_step=start)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers only: TensorBoard's scalars hold nothing else."""
@@ -85,7 +84,12 @@ class TensorBoardLog:
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._writer.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +10,8 @@ import av
 import numpy as np
 import torch
 from torch import Tensor
+
+from astrolabe.runtime.files import write_whole
 
 
 def encode_mp4(file: IO[bytes], video: Tensor, fps: int, scale: int = 1) -> None:
@@ -20,7 +21,7 @@ def encode_mp4(file: IO[bytes], video: Tensor, fps: int, scale: int = 1) -> None
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "veryfast"})
         stream.height, stream.width, stream.pix_fmt = pixels.shape[2], pixels.shape[3], "yuv420p"
-        for frame in pixels.permute(0, 2, 3, 1).contiguous().numpy():
+        for frame in pixels.permute(0, 2, 3, 1).cpu().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
 
@@ -34,9 +35,4 @@ def mp4_bytes(video: Tensor, fps: int, scale: int = 1) -> bytes:
 
 def write_mp4(path: Path, video: Tensor, fps: int, scale: int = 1) -> None:
     """An mp4 file on disk, whole or not at all; see ``encode_mp4``."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(mp4_bytes(video, fps, scale))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, mp4_bytes(video, fps, scale))

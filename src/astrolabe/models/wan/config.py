@@ -64,7 +64,8 @@ class StreamConfig:
         """(first, end) frame of every chunk of a video; UserError when ``frames`` is no multiple of the chunk."""
         size = self.chunk_frames
         if frames < size or frames % size:
-            low, high = max(frames // size, 1) * size, (frames // size + 1) * size
+            low = max(frames // size, 1) * size
+            high = max(low, (frames // size + 1) * size)
             near = f"the nearest is {low}" if low == high else f"the nearest are {low} and {high}"
             raise UserError(f"frames={frames} is not a multiple of chunk_frames={size}; {near} latent frames")
         return [(first, first + size) for first in range(0, frames, size)]
