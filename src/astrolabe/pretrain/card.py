@@ -14,6 +14,7 @@ from torch import Tensor
 
 from astrolabe.evaluation.suites import MEASURES, Suite, verdicts
 from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.pretrain.codec import psnr
 from astrolabe.pretrain.sampling import sample_many_steps
 from astrolabe.rollout.group import generate, video_noise
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
@@ -105,7 +106,7 @@ def ground_truth(model: WanGenerator) -> dict[str, float]:
     return {
         "rendered": round(judge(video, ALL_SCENES)["joint"].mean().item(), 4),
         "through_codec": round(judge(decoded, ALL_SCENES)["joint"].mean().item(), 4),
-        "codec_psnr_db": round(-10 * torch.log10((decoded - video).square().mean()).item(), 2),
+        "codec_psnr_db": round(psnr(decoded, video), 2),
     }
 
 

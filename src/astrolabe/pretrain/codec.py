@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn import functional
 
+from astrolabe.pretrain.progress import Bar
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.world import ALL_SCENES, CANVAS, render
 
@@ -44,19 +44,16 @@ def train_codec(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     codec = Codec().train()
-    optimiser = torch.optim.AdamW(codec.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.05)
-    columns = (TextColumn("codec"), BarColumn(), TextColumn("{task.fields[quality]:.1f} dB"), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("codec", total=steps, quality=0.0)
-        for step in range(steps):
+    optimizer = torch.optim.AdamW(codec.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
+    with Bar("codec", steps) as bar:
+        for _ in range(steps):
             video = random_videos(batch, frames, generator)
             error = _step(codec, video, latent_noise, generator)
             torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
-            optimiser.step()
+            optimizer.step()
             schedule.step()
-            if step % 20 == 0 or step == steps - 1:
-                progress.update(task, completed=step + 1, quality=-10 * math.log10(max(error.item(), 1e-12)))
+            bar.advance(dB=-10 * math.log10(max(error.item(), 1e-12)))
     return codec.eval()
 
 

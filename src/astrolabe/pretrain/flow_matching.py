@@ -19,8 +19,8 @@ from astrolabe.shapes.text import TextEncoder
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """How the teacher is trained. Three quarters of the steps are single first chunks: with no past to lean on, they are
-    the whole difficulty, and cost a tenth of a clip."""
+    """How the teacher is trained. Three quarters of the steps are first chunks alone: with no past to lean on they are
+    the whole difficulty, and they are cheap."""
 
     steps: int = 2700
     clip_batch: int = 24
