@@ -91,7 +91,7 @@ def test_ctrl_c_checkpoints_exits_130_and_the_run_goes_on_to_the_same_end(run: P
 
 def test_evaluate_and_report_fill_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("astrolabe.evaluation.suites.split", lambda name: split(name)[:4])
-    main(["evaluate", str(run), "--split", "validation", "--no-long"])
+    main(["evaluate", str(run), "--no-long"])
     result = json.loads((run / "evaluation.json").read_text())
     assert {"joint", "cleanliness", "flicker"} <= result["measures"].keys()
     assert result["measures"]["joint"].keys() == {"base", "aligned", "difference", "ci95"}
