@@ -30,17 +30,16 @@ from astrolabe.types import Latents, TextEmbeddings
 class StudentPlan:
     """How the student is distilled. Half of the rounds are first chunks alone, the hard part."""
 
-    rounds: int = 300
+    rounds: int = 250
     clip_batch: int = 24
     first_chunk_batch: int = 96
     first_chunk_share: float = 0.5
     critic_updates: int = 3
     critic_head_start: int = 10
-    learning_rate: float = 1e-4
-    critic_learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
+    critic_learning_rate: float = 4e-4
     guidance: float = 2.0
     ema: float = 0.98
-    text_dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,7 @@ class Student:
 
     def predict(self, visit: Visit) -> Latents:
         """The student's clean predictions at the visited levels, with gradient."""
-        text = self.student.condition(visit.text)
-        velocity = self.student.velocity_in_context(
-            visit.noisy, visit.sigma, text, self.student.context(visit.clean, text)
-        )
+        velocity = velocity_of(self.student, visit, visit.text, visit.noisy, visit.sigma)
         return flow.to_clean(visit.noisy, velocity, visit.sigma)
 
     def match(self, visit: Visit, generator: torch.Generator) -> tuple[Tensor, Latents]:
@@ -128,21 +124,26 @@ class Student:
 
     @staticmethod
     def _clean_of(model: WanGenerator, visit: Visit, noisy: Latents, sigma: Tensor, guidance: float) -> Latents:
-        velocities = []
-        for embeddings in (visit.text,) if guidance == 1 else (visit.text, torch.zeros_like(visit.text)):
-            text = model.condition(embeddings)
-            velocities.append(model.velocity_in_context(noisy, sigma, text, model.context(visit.clean, text)))
+        texts = (visit.text,) if guidance == 1 else (visit.text, torch.zeros_like(visit.text))
+        velocities = [velocity_of(model, visit, text, noisy, sigma) for text in texts]
         return flow.to_clean(noisy, velocities[-1] + guidance * (velocities[0] - velocities[-1]), sigma)
 
     def criticise(self, visit: Visit, predicted: Latents, generator: torch.Generator) -> Tensor:
         """The critic's flow-matching loss on what the student predicted."""
         sigma, noise = draw(visit, self.teacher.stream.chunk_frames, generator)
-        kept = (torch.rand(len(visit.text), 1, 1, generator=generator) >= self.plan.text_dropout).float()
-        text = self.critic.condition(visit.text * kept)
-        velocity = self.critic.velocity_in_context(
-            flow.add_noise(predicted, noise, sigma), sigma, text, self.critic.context(visit.clean, text)
-        )
+        noisy = flow.add_noise(predicted, noise, sigma)
+        velocity = velocity_of(self.critic, visit, visit.text, noisy, sigma)
         return (velocity - (noise - predicted)).square().mean()
+
+
+def velocity_of(
+    model: WanGenerator, visit: Visit, embeddings: TextEmbeddings, noisy: Latents, sigma: Tensor
+) -> Latents:
+    """Velocity of every chunk in the context of the visit's finished chunks; a first chunk alone has none."""
+    text = model.condition(embeddings)
+    if noisy.shape[1] == model.stream.chunk_frames:
+        return model.velocity_block_causal(noisy, sigma, text)
+    return model.velocity_in_context(noisy, sigma, text, model.context(visit.clean, text))
 
 
 def draw(visit: Visit, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
