@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from astrolabe.evaluation.suites import ATTRIBUTES
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.pretrain import card
 from astrolabe.pretrain.codec import train_codec
@@ -98,7 +99,14 @@ def main() -> None:
         return
 
     def make_student() -> dict[str, Tensor]:
-        return network_tensors(distill(build(teacher | weights, torch.bfloat16), StudentPlan(), args.seed))
+        began = time.monotonic()
+
+        def watch(rounds: int, student: WanGenerator) -> None:
+            scores = card.scores_of(student, None, "validation", (1, 2))
+            shown = "  ".join(f"{name} {scores[name]:.3f}" for name in ("joint", *ATTRIBUTES, "cleanliness"))
+            print(f"student {rounds} rounds, {time.monotonic() - began:.0f} s, validation: {shown}", flush=True)
+
+        return network_tensors(distill(build(teacher | weights, torch.bfloat16), StudentPlan(), args.seed, watch))
 
     student = stage(args.build / "student.safetensors", plans, make_student)
     if args.until == "card":

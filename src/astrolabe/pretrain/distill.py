@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.pretrain.data import draw_captions
 from astrolabe.pretrain.flow_matching import follow
 from astrolabe.pretrain.progress import Bar
 from astrolabe.rollout.stream import denoise_chunk
 from astrolabe.shapes.model import CLIP_FRAMES
 from astrolabe.types import Latents, TextEmbeddings
+
+WATCH = 25  # rounds
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,7 @@ class Student:
 
     @staticmethod
     def _trainable_copy(model: WanGenerator) -> WanGenerator:
-        transformer = copy.deepcopy(model.transformer).requires_grad_(True)
-        return WanGenerator(transformer, model.stream, model.latent_shape, model.text_encoder, dtype=model.dtype)
+        return replace_transformer(model, copy.deepcopy(model.transformer).requires_grad_(True))
 
     @staticmethod
     def _adam(model: WanGenerator, rate: float) -> torch.optim.AdamW:
@@ -153,8 +155,14 @@ def draw(visit: Visit, chunk: int, generator: torch.Generator) -> tuple[Tensor, 
     return sigma.repeat_interleave(chunk, 1), torch.randn(visit.clean.shape, generator=generator)
 
 
-def distill(teacher: WanGenerator, plan: StudentPlan, seed: int) -> WanGenerator:
-    """Distill; returns the student with averaged (EMA) weights."""
+def distill(
+    teacher: WanGenerator, plan: StudentPlan, seed: int, watch: Callable[[int, WanGenerator], None] | None = None
+) -> WanGenerator:
+    """Distill; returns the student with averaged (EMA) weights.
+
+    ``watch(rounds, student)`` is called every ``WATCH`` rounds with the average so far: a distillation is judged by its
+    samples, not by its loss. It must draw no numbers from torch's global generator.
+    """
     generator = torch.Generator().manual_seed(seed)
     trio = Student(teacher, plan)
     recent: deque[tuple[Visit, Latents]] = deque(maxlen=8)
@@ -175,9 +183,18 @@ def distill(teacher: WanGenerator, plan: StudentPlan, seed: int) -> WanGenerator
                 critic_loss = trio.criticise(*recent[pick], generator)
                 optimise(trio.critic_optimizer, critic_loss)
             bar.advance(match=loss.item(), critic=critic_loss.item())
+            if watch and (step + 1) % WATCH == 0:
+                watch(step + 1, replace_transformer(teacher, trio.average))
     trio.student.transformer.load_state_dict(trio.average.state_dict())
     trio.student.transformer.eval().requires_grad_(False)
     return trio.student
+
+
+def replace_transformer(model: WanGenerator, transformer: CausalWan) -> WanGenerator:
+    """The same generator around another network."""
+    return WanGenerator(
+        transformer, model.stream, model.latent_shape, model.text_encoder, model.codec, dtype=model.dtype
+    )
 
 
 def optimise(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
