@@ -29,6 +29,7 @@ from astrolabe.pretrain.flow_matching import TeacherPlan, train_teacher
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import SHIPPED, STREAM, WAN, build
+from astrolabe.shapes.world import JITTER
 
 SEED = 2026
 CODEC_STEPS = 3000
@@ -73,6 +74,7 @@ def main() -> None:
             "seed": args.seed,
             "videos_per_scene": VIDEOS_PER_SCENE,
             **asdict(TeacherPlan()),
+            "jitter": JITTER,
             "wan": asdict(WAN),
             "stream": asdict(STREAM),
         },
@@ -86,11 +88,13 @@ def main() -> None:
     if args.until == "codec":
         return
 
-    def make_teacher() -> dict[str, Tensor]:
+    def make_data(seed: int) -> LatentData:
         codec = Codec().eval()
         codec.load_state_dict({key.removeprefix("codec."): value for key, value in weights.items()})
-        data = LatentData(codec, VIDEOS_PER_SCENE, torch.Generator().manual_seed(args.seed))
-        return network_tensors(train_teacher(data, TeacherPlan(), args.seed))
+        return LatentData(codec, VIDEOS_PER_SCENE, torch.Generator().manual_seed(seed))
+
+    def make_teacher() -> dict[str, Tensor]:
+        return network_tensors(train_teacher(make_data(args.seed), TeacherPlan(), args.seed))
 
     teacher = stage(
         args.build / "teacher.safetensors", {name: plans[name] for name in ("codec", "teacher")}, make_teacher
@@ -99,14 +103,14 @@ def main() -> None:
         return
 
     def make_student() -> dict[str, Tensor]:
-        began = time.monotonic()
-
         def watch(rounds: int, student: WanGenerator) -> None:
             scores = card.scores_of(student, None, "validation", (1, 2))
             shown = "  ".join(f"{name} {scores[name]:.3f}" for name in ("joint", *ATTRIBUTES, "cleanliness"))
             print(f"student {rounds} rounds, {time.monotonic() - began:.0f} s, validation: {shown}", flush=True)
 
-        return network_tensors(distill(build(teacher | weights, torch.bfloat16), StudentPlan(), args.seed, watch))
+        model, data = build(teacher | weights, torch.bfloat16), make_data(args.seed + 1)
+        began = time.monotonic()
+        return network_tensors(distill(model, data, StudentPlan(), args.seed, watch))
 
     student = stage(args.build / "student.safetensors", plans, make_student)
     if args.until == "card":

@@ -2,7 +2,9 @@
 
 Each round the student streams clips with its own sampler and cache (self-generated context, as in use). A score network
 (*critic*), trained along by flow matching, tells what the student makes; the guided teacher tells what it should make;
-the difference of their clean predictions moves the student's one-step predictions at every level it visits.
+the difference of their clean predictions moves the student's one-step predictions at every level it visits. Beside it
+the student goes on with flow matching on rendered data, at those levels alone: the teacher must serve every level, the
+student four.
 Source: DMD2 (arXiv 2405.14867) with the self-rollout of Self-Forcing (arXiv 2506.08009), the gradient cut at the cache.
 """
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
-from astrolabe.pretrain.data import draw_captions
+from astrolabe.pretrain.data import Batch, LatentData, draw_captions
 from astrolabe.pretrain.flow_matching import follow
 from astrolabe.pretrain.progress import Bar
 from astrolabe.rollout.stream import denoise_chunk
@@ -33,15 +35,16 @@ WATCH = 25  # rounds
 class StudentPlan:
     """How the student is distilled. Half of the rounds are first chunks alone, the hard part."""
 
-    rounds: int = 250
+    rounds: int = 160
     clip_batch: int = 24
     first_chunk_batch: int = 96
     first_chunk_share: float = 0.5
-    critic_updates: int = 3
+    critic_updates: int = 2
     critic_head_start: int = 10
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     critic_learning_rate: float = 4e-4
-    guidance: float = 2.0
+    guidance: float = 1.0
+    data_weight: float = 1.0
     ema: float = 0.98
 
 
@@ -73,6 +76,7 @@ class Student:
     def __init__(self, teacher: WanGenerator, plan: StudentPlan):
         self.plan, self.teacher = plan, teacher
         self.student, self.critic = (self._trainable_copy(teacher) for _ in range(2))
+        self.levels = teacher.stream.levels.float()
         self.average = copy.deepcopy(self.student.transformer).requires_grad_(False)
         self.optimizer = self._adam(self.student, plan.learning_rate)
         self.critic_optimizer = self._adam(self.critic, plan.critic_learning_rate)
@@ -83,7 +87,7 @@ class Student:
 
     @staticmethod
     def _adam(model: WanGenerator, rate: float) -> torch.optim.AdamW:
-        return torch.optim.AdamW(model.transformer.parameters(), lr=rate, betas=(0.0, 0.99), weight_decay=0.0)
+        return torch.optim.AdamW(model.transformer.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0)
 
     @torch.no_grad()
     def rollout(self, text: TextEmbeddings, frames: int, generator: torch.Generator) -> Visit:
@@ -130,6 +134,24 @@ class Student:
         velocities = [velocity_of(model, visit, text, noisy, sigma) for text in texts]
         return flow.to_clean(noisy, velocities[-1] + guidance * (velocities[0] - velocities[-1]), sigma)
 
+    def regress(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Flow matching on rendered data, at the sampler's levels alone: all that the student is for."""
+        clean, chunk = batch.clean, self.student.stream.chunk_frames
+        picks = torch.randint(len(self.levels), (len(clean), clean.shape[1] // chunk), generator=generator)
+        sigma = self.levels[picks].repeat_interleave(chunk, 1)
+        noise = torch.randn(clean.shape, generator=generator)
+        visit = Visit(self.teacher.encode_text(batch.captions), clean, flow.add_noise(clean, noise, sigma), sigma)
+        error = (self.predict(visit) - clean).square().mean((2, 3, 4)) / sigma.square()
+        return (error * batch.counted).sum() / batch.counted.sum()
+
+    def set_rate(self, share: float) -> None:
+        """Both learning rates, as a share of the planned ones."""
+        for optimizer, rate in (
+            (self.optimizer, self.plan.learning_rate),
+            (self.critic_optimizer, self.plan.critic_learning_rate),
+        ):
+            optimizer.param_groups[0]["lr"] = share * rate
+
     def criticise(self, visit: Visit, predicted: Latents, generator: torch.Generator) -> Tensor:
         """The critic's flow-matching loss on what the student predicted."""
         sigma, noise = draw(visit, self.teacher.stream.chunk_frames, generator)
@@ -156,7 +178,11 @@ def draw(visit: Visit, chunk: int, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def distill(
-    teacher: WanGenerator, plan: StudentPlan, seed: int, watch: Callable[[int, WanGenerator], None] | None = None
+    teacher: WanGenerator,
+    data: LatentData,
+    plan: StudentPlan,
+    seed: int,
+    watch: Callable[[int, WanGenerator], None] | None = None,
 ) -> WanGenerator:
     """Distill; returns the student with averaged (EMA) weights.
 
@@ -174,15 +200,17 @@ def distill(
             text = teacher.encode_text(draw_captions(count, generator))
             visit = trio.rollout(text, frames, generator)
             loss, predicted = trio.match(visit, generator)
+            data_loss = trio.regress(data.draw(count, frames, teacher.stream.chunk_frames, generator), generator)
             if step >= plan.critic_head_start:
-                optimise(trio.optimizer, loss)
+                trio.set_rate(1 - step / plan.rounds)
+                optimise(trio.optimizer, loss + plan.data_weight * data_loss)
                 follow(trio.average, trio.student.transformer, min(plan.ema, (1 + step) / (10 + step)))
             recent.append((visit, predicted))
             for _ in range(plan.critic_updates):
                 pick = int(torch.randint(len(recent), (), generator=generator))
                 critic_loss = trio.criticise(*recent[pick], generator)
                 optimise(trio.critic_optimizer, critic_loss)
-            bar.advance(match=loss.item(), critic=critic_loss.item())
+            bar.advance(match=loss.item(), data=data_loss.item(), critic=critic_loss.item())
             if watch and (step + 1) % WATCH == 0:
                 watch(step + 1, replace_transformer(teacher, trio.average))
     trio.student.transformer.load_state_dict(trio.average.state_dict())

@@ -19,13 +19,13 @@ from astrolabe.shapes.text import TextEncoder
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """How the teacher is trained. Three quarters of the steps are first chunks alone: with no past to lean on they are
+    """How the teacher is trained. Two thirds of the steps are first chunks alone: with no past to lean on they are
     the whole difficulty, and they are cheap."""
 
-    steps: int = 2700
+    steps: int = 3000
     clip_batch: int = 24
     first_chunk_batch: int = 96
-    first_chunk_share: float = 0.75
+    first_chunk_share: float = 0.67
     learning_rate: float = 1.2e-3
     warmup: int = 100
     ema: float = 0.998

@@ -22,9 +22,9 @@ _STRIDE = 16
 _MIN_PRESENCE = 0.93  # of the frames
 _MAX_JUNK = 0.25
 _MAX_COLOUR_DISTANCE = 0.3
-_MIN_OVERLAP = 0.72  # soft IoU
+_MIN_OVERLAP = 0.8  # soft IoU; the codec alone keeps 0.87, and 98 of 100 videos above 0.81
 _MIN_AGREEMENT = 0.65  # of the sampled frames must show the same colour, and the same shape
-_MAX_MOTION_ERROR = 1.6  # pixels
+_MAX_MOTION_ERROR = 0.8  # pixels; the codec alone keeps 0.23, and 98 of 100 videos below 0.67
 _PHASES = 32
 # the least and the greatest speed (pixels a frame), height and swing (pixels) that count as the motion
 _SPEED, _HEIGHT, _SWING = (0.25, 0.6), (6.0, 14.0), (1.4, 4.2)

@@ -36,7 +36,7 @@ BOUNCE_HEIGHT = 10.0  # pixels
 PULSE_DEPTH = 0.25  # of the radius
 PERIOD = 16  # frames, of a bounce and of a pulse
 RADII = (9.0, 12.0)  # pixels: a shape of radius r has the area of a circle of radius r
-JITTER = 16.0  # pixels, of the first centre around the middle of the canvas
+JITTER = 6.0  # pixels, of the first centre around the middle of the canvas
 
 _DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _CHUNK = 512  # frames rendered at once: small enough to stay in cache
