@@ -26,7 +26,7 @@ from astrolabe.shapes.world import ALL_SCENES, render
 
 SEEDS = (11, 12, 13, 14)
 MANY_STEPS = 32
-GUIDANCE = 2.0
+GUIDANCE = 1.0
 PARTS = {"transformer": ("transformer.", "text_encoder."), "codec": ("codec.",)}
 
 
@@ -133,7 +133,8 @@ occur in the training of the transformer, only in that of the codec.
 
 **Training** (`make shapes`, seed {plans["codec"]["seed"]}; {stages}; {card["machine"]}).
 Codec: {plans["codec"]["steps"]} steps. Teacher: {plans["teacher"]["steps"]} steps of flow matching with clean context.
-Student: {plans["student"]["rounds"]} rounds of distribution matching on its own rollouts, at the four warped levels.
+Student: {plans["student"]["rounds"]} rounds of flow matching at the four warped levels, every
+{plans["student"]["match_every"]}th also of distribution matching on its own four-step rollouts.
 
 **Held-out scores** ({card["held_out"]["scenes"]} test scenes x {len(card["held_out"]["seeds"])} noise seeds)
 

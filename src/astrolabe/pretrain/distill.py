@@ -22,30 +22,33 @@ from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.pretrain.data import Batch, LatentData, draw_captions
-from astrolabe.pretrain.flow_matching import follow
+from astrolabe.pretrain.flow_matching import TeacherPlan, flow_matching_loss, follow
 from astrolabe.pretrain.progress import Bar
 from astrolabe.rollout.stream import denoise_chunk
 from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.text import TextEncoder
 from astrolabe.types import Latents, TextEmbeddings
 
 WATCH = 25  # rounds
+AT_SAMPLER_LEVELS = TeacherPlan(at_sampler_levels=1.0, text_dropout=0.0)
 
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """How the student is distilled. Half of the rounds are first chunks alone, the hard part."""
+    """How the student is distilled: ``rounds`` on data, every ``match_every``-th of them also on its own rollouts."""
 
-    rounds: int = 160
+    rounds: int = 450
     clip_batch: int = 24
     first_chunk_batch: int = 96
-    first_chunk_share: float = 0.5
+    first_chunk_share: float = 0.35
     critic_updates: int = 2
-    critic_head_start: int = 10
-    learning_rate: float = 3e-4
+    critic_head_start: int = 5
+    learning_rate: float = 5e-4
     critic_learning_rate: float = 4e-4
     guidance: float = 1.0
-    data_weight: float = 1.0
-    ema: float = 0.98
+    match_every: int = 5
+    match_weight: float = 0.5
+    ema: float = 0.99
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,6 @@ class Student:
     def __init__(self, teacher: WanGenerator, plan: StudentPlan):
         self.plan, self.teacher = plan, teacher
         self.student, self.critic = (self._trainable_copy(teacher) for _ in range(2))
-        self.levels = teacher.stream.levels.float()
         self.average = copy.deepcopy(self.student.transformer).requires_grad_(False)
         self.optimizer = self._adam(self.student, plan.learning_rate)
         self.critic_optimizer = self._adam(self.critic, plan.critic_learning_rate)
@@ -136,13 +138,9 @@ class Student:
 
     def regress(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """Flow matching on rendered data, at the sampler's levels alone: all that the student is for."""
-        clean, chunk = batch.clean, self.student.stream.chunk_frames
-        picks = torch.randint(len(self.levels), (len(clean), clean.shape[1] // chunk), generator=generator)
-        sigma = self.levels[picks].repeat_interleave(chunk, 1)
-        noise = torch.randn(clean.shape, generator=generator)
-        visit = Visit(self.teacher.encode_text(batch.captions), clean, flow.add_noise(clean, noise, sigma), sigma)
-        error = (self.predict(visit) - clean).square().mean((2, 3, 4)) / sigma.square()
-        return (error * batch.counted).sum() / batch.counted.sum()
+        encoder = self.student.text_encoder
+        assert isinstance(encoder, TextEncoder)
+        return flow_matching_loss(self.student, encoder, batch, AT_SAMPLER_LEVELS, generator)
 
     def set_rate(self, share: float) -> None:
         """Both learning rates, as a share of the planned ones."""
@@ -197,20 +195,24 @@ def distill(
             first_only = torch.rand((), generator=generator).item() < plan.first_chunk_share
             count = plan.first_chunk_batch if first_only else plan.clip_batch
             frames = teacher.stream.chunk_frames if first_only else CLIP_FRAMES
-            text = teacher.encode_text(draw_captions(count, generator))
-            visit = trio.rollout(text, frames, generator)
-            loss, predicted = trio.match(visit, generator)
-            data_loss = trio.regress(data.draw(count, frames, teacher.stream.chunk_frames, generator), generator)
-            if step >= plan.critic_head_start:
-                trio.set_rate(1 - step / plan.rounds)
-                optimise(trio.optimizer, loss + plan.data_weight * data_loss)
-                follow(trio.average, trio.student.transformer, min(plan.ema, (1 + step) / (10 + step)))
-            recent.append((visit, predicted))
-            for _ in range(plan.critic_updates):
-                pick = int(torch.randint(len(recent), (), generator=generator))
-                critic_loss = trio.criticise(*recent[pick], generator)
-                optimise(trio.critic_optimizer, critic_loss)
-            bar.advance(match=loss.item(), data=data_loss.item(), critic=critic_loss.item())
+            trio.set_rate(1 - step / plan.rounds)
+            loss = trio.regress(data.draw(count, frames, teacher.stream.chunk_frames, generator), generator)
+            numbers = {"data": loss.item()}
+            if step % plan.match_every == 0:
+                text = teacher.encode_text(draw_captions(count, generator))
+                visit = trio.rollout(text, frames, generator)
+                match, predicted = trio.match(visit, generator)
+                recent.append((visit, predicted))
+                for _ in range(plan.critic_updates):
+                    pick = int(torch.randint(len(recent), (), generator=generator))
+                    critic_loss = trio.criticise(*recent[pick], generator)
+                    optimise(trio.critic_optimizer, critic_loss)
+                numbers |= {"match": match.item(), "critic": critic_loss.item()}
+                if step >= plan.critic_head_start * plan.match_every:
+                    loss = loss + plan.match_weight * match
+            optimise(trio.optimizer, loss)
+            follow(trio.average, trio.student.transformer, min(plan.ema, (1 + step) / (10 + step)))
+            bar.advance(**numbers)
             if watch and (step + 1) % WATCH == 0:
                 watch(step + 1, replace_transformer(teacher, trio.average))
     trio.student.transformer.load_state_dict(trio.average.state_dict())

@@ -21,9 +21,11 @@ def shapes() -> TrainConfig:
         prompts="train",
         rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=72),
         rewards=(
+            RewardSettings(name="joint"),
             RewardSettings(name="shape_fit"),
             RewardSettings(name="motion_fit"),
-            RewardSettings(name="colour_fit"),
+            RewardSettings(name="cleanliness", weight=0.3),
+            RewardSettings(name="smoothness", weight=0.3),
         ),
         algorithm=NFTSettings(beta=0.1, behavior_keep=0.5),
         lora=LoraSettings(rank=16, alpha=32.0),
