@@ -16,10 +16,10 @@ def shapes() -> TrainConfig:
     """Align the embedded model in a few minutes on two cores: what ``astrolabe demo`` runs."""
     return TrainConfig(
         seed=0,
-        steps=60,
+        steps=45,
         model=ModelSettings(),
         prompts="train",
-        rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=72),
+        rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=36),
         rewards=(
             RewardSettings(name="joint"),
             RewardSettings(name="shape_fit"),
@@ -29,7 +29,7 @@ def shapes() -> TrainConfig:
         ),
         algorithm=NFTSettings(beta=0.1, behavior_keep=0.5),
         lora=LoraSettings(rank=16, alpha=32.0),
-        optimizer=OptimizerSettings(lr=6e-4, micro_batch=36),
+        optimizer=OptimizerSettings(lr=1e-3, eps=1e-10, minibatches=2, micro_batch=18),
     )
 
 

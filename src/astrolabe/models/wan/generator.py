@@ -111,7 +111,8 @@ class WanGenerator:
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]:
         """Pixels [b, t, 3, y, x] in [0, 1] and the state to continue from."""
         assert self.codec is not None, "this generator was built without a codec"
-        return self.codec.decode(latents, state)
+        with self.precision():
+            return self.codec.decode(latents, state)
 
     def _run(self, x: Latents, timestep: Tensor, text: Conditioning, memory: Any, first_frame: int = 0) -> Latents:
         with self.precision():
