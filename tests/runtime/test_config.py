@@ -109,7 +109,7 @@ def test_a_configuration_is_frozen_and_refuses_unknown_names_and_loose_types():
         ("resume", "true", True),
         ("resume", "no", False),
         ("note", "a, b", "a, b"),
-        ("out", "/tmp/run", Path("/tmp/run")),
+        ("out", "runs/mine", Path("runs/mine")),
         ("device", "cuda", "cuda"),
         ("rollout.seeds", "1,-2,3", (1, -2, 3)),
         ("rollout.seeds", "", ()),
