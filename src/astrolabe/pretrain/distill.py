@@ -1,9 +1,10 @@
-"""The student: the teacher distilled to the sampler's levels by distribution matching on the student's own rollouts.
+"""The student: the teacher distilled to the sampler's levels, with distribution matching on its own rollouts.
 
-Every round is flow matching on rendered data at the sampler's levels alone: the teacher must serve every level, the student
-four. In every ``match_every``-th the student also streams clips with its own sampler and cache (self-generated context, as
-in use). A score network (*critic*), trained along by flow matching, tells what the student makes; the teacher tells what it
-should make; the difference of their clean predictions moves the student's predictions at every level it visits.
+Every round is flow matching on rendered data at the sampler's levels alone: the teacher must serve every level, the
+student four. In every ``match_every``-th the student also streams clips with its own sampler and cache (self-generated
+context, as in use). A score network (*critic*), trained along by flow matching, tells what the student makes; the
+teacher tells what it should make; the difference of their clean predictions moves the student's predictions at every
+level it visits.
 Source: DMD2 (arXiv 2405.14867) with the self-rollout of Self-Forcing (arXiv 2506.08009), the gradient cut at the cache.
 """
 
