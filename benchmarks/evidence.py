@@ -15,6 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from astrolabe.recipes.shapes import shapes
+from astrolabe.runtime.config import to_dict
+from astrolabe.shapes.model import SHIPPED
+
 RESULT = Path("benchmarks/results/demo_evidence.json")
 RUNS = {
     "seed 0": ("shapes", 0),
@@ -65,11 +69,23 @@ def commit() -> str:
     return head + (" with changes" if dirty.strip() else "")
 
 
+def measured() -> dict[str, Any]:
+    """What the numbers belong to: the demo's recipe and the hashes of the embedded model's files."""
+    card = json.loads((SHIPPED / "card.json").read_text(encoding="utf-8"))
+    return {"recipe": to_dict(shapes()), "files": card["files"]}
+
+
 def main() -> None:
     """Measure every run that is missing and write the result."""
     folder = Path("runs/evidence") / commit()[:12]
     runs = {name: measure(folder / name.replace(" ", "-"), *what) for name, what in RUNS.items()}
-    content = {"command": "make evidence", "commit": commit(), "machine": machine(), "runs": runs}
+    content = {
+        "command": "make evidence",
+        "commit": commit(),
+        "machine": machine(),
+        "measured": measured(),
+        "runs": runs,
+    }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     for name, run in runs.items():

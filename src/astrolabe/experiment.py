@@ -10,7 +10,7 @@ import torch
 from astrolabe.data.prompts import PromptList, read_prompts
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Reward
-from astrolabe.rewards.shapes import OracleReward, RandomReward
+from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
@@ -20,6 +20,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import default_dtype, load_shapes_model
 
+HARD_MOTIONS, PRACTICE = ("bounce", "pulse"), 5
 Dtype = Literal["auto", "bfloat16", "float32"]
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
                      "smoothness", "steadiness", "random"]  # fmt: skip
@@ -51,7 +52,10 @@ class TrainConfig:
     seed: int = setting("seed of every random number of the run", default=0, ge=0, le=2**32 - 1)
     steps: int = setting("rollouts, each followed by one update", unit="steps", ge=1)
     model: ModelSettings
-    prompts: str = setting("file with one prompt a line, or `train`: the training scenes of the shapes world")
+    prompts: str = setting(
+        "file with one prompt a line; `train`: the training scenes of the shapes world; `practice`: the same, with the "
+        "two motions that the embedded model finds hard, bounce and pulse, five times as often"
+    )
     rollout: RolloutSettings
     rewards: tuple[RewardSettings, ...] = setting("rewards, each by name and weight", min_length=1)
     algorithm: NFTSettings
@@ -66,6 +70,11 @@ class TrainConfig:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserError(f"rewards: {', '.join(repeated)} is named twice; give each reward once, with its weight")
+        if self.optimizer.minibatches > self.rollout.prompts:
+            raise UserError(
+                f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
+                "prompt) to deal among them; choose at most that many"
+            )
 
 
 def resolved(cfg: TrainConfig) -> TrainConfig:
@@ -101,20 +110,23 @@ def make_generator(settings: ModelSettings) -> WanGenerator:
 def make_rewards(cfg: TrainConfig) -> list[Reward]:
     """The rewards that the settings name, in order."""
     made: list[Reward] = []
+    oracles = Oracles()
     for settings in cfg.rewards:
         if settings.name == "random":
             made.append(RandomReward(cfg.seed))
         elif settings.name == "steadiness":
-            made.append(OracleReward("steadiness", "flicker", sign=-1.0))
+            made.append(OracleReward("steadiness", "flicker", oracles, sign=-1.0))
         else:
-            made.append(OracleReward(settings.name, settings.name))
+            made.append(OracleReward(settings.name, settings.name, oracles))
     return made
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:
     """The prompts that training draws from; UserError when the oracles could not judge one."""
-    if cfg.prompts == "train":
+    if cfg.prompts in ("train", "practice"):
         scenes = split("train")
+        if cfg.prompts == "practice":
+            scenes += tuple(scene for scene in scenes if scene.motion in HARD_MOTIONS) * (PRACTICE - 1)
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
     else:
         texts = read_prompts(cfg.prompts)

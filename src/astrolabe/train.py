@@ -17,7 +17,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rewards.base import Reward, score
 from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import SLOTS, Policies
-from astrolabe.rl.update import make_optimizer, update
+from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.group import group_rollout
 from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter, to_bytes
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
@@ -56,14 +56,15 @@ class Trainer:
         clock.append(time.monotonic())
         experience = self.algorithm.prepare(rollout, scores)
         rng = rng_for(cfg.seed, step, "update")
+        lr = learning_rate(cfg.optimizer, step, cfg.steps)
         metrics = update(
-            self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, step, rng
+            self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, lr, rng
         )
         self.algorithm.after_step(self.policies)
         clock.append(time.monotonic())
         phases = zip(("rollout", "rewards", "update"), clock, clock[1:], strict=False)
         seconds = {f"seconds/{name}": end - begin for name, begin, end in phases}
-        return experience, metrics | credit_metrics(experience) | seconds
+        return experience, metrics | {"lr": lr} | credit_metrics(experience) | seconds
 
     def state(self) -> dict[str, torch.Tensor]:
         """Every tensor that decides the future: the slots and the optimiser. All else is a function of the step."""

@@ -38,6 +38,20 @@ def test_held_out_scenes_never_occur_in_the_training_of_the_model() -> None:
     assert (batch.counted[:, 3:] == 1).all() and (batch.counted[~from_the_start, :3] == 0).all()
 
 
+def test_emphasis_draws_the_scenes_of_a_motion_more_often() -> None:
+    rng = torch.Generator().manual_seed(0)
+    codec = Codec().eval()
+
+    def share(emphasis: dict[str, float] | None) -> float:
+        data = LatentData(codec, 1, rng, emphasis)
+        captions = data.draw(4000, 3, 3, rng).captions
+        return sum(parse(text).motion == "pulse" for text in captions) / len(captions)
+
+    plain = sum(scene.motion == "pulse" for scene in split("train")) / len(split("train"))
+    assert share(None) == pytest.approx(plain, abs=0.02)
+    assert share({"pulse": 3.0}) == pytest.approx(3 * plain / (1 + 2 * plain), abs=0.03)
+
+
 def test_a_stage_is_done_once_a_plan(tmp_path: Path) -> None:
     made = []
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from astrolabe.rewards.base import score
-from astrolabe.rewards.shapes import OracleReward, RandomReward
+from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
+from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene, render
 from astrolabe.types import Rollout
 
@@ -26,15 +27,36 @@ def rollout() -> Rollout:
 
 def test_the_right_video_scores_above_the_wrong_one_on_every_oracle() -> None:
     names = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit")
-    scores = score([OracleReward(name, name) for name in names], rollout())
+    oracles = Oracles()
+    scores = score([OracleReward(name, name, oracles) for name in names], rollout())
     assert scores.names == names and scores.values.shape == (2, 7)
     assert (scores.values[0] > scores.values[1]).all()
+
+
+def test_the_oracles_look_once_at_the_same_videos_and_again_at_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def counted(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
+        looks.append(len(video))
+        return judge(video, scenes)
+
+    monkeypatch.setattr("astrolabe.rewards.shapes.judge", counted)
+    oracles, given = Oracles(), rollout()
+    rewards = [OracleReward(name, name, oracles) for name in ("joint", "colour", "shape")]
+    before = score(rewards, given).values
+    assert looks == [2]
+    given.video[0].zero_()
+    after = score(rewards, given).values
+    assert len(looks) == 2 and after[0].sum() == 0 and torch.equal(after[1], before[1])
+    rewards[0](given.video, [caption(BLUE, 0)] * 2)
+    rewards[0](given.video.clone(), [caption(BLUE, 0)] * 2)
+    assert len(looks) == 4
 
 
 def test_steadiness_is_the_opposite_of_flicker() -> None:
     video = rollout().video
     flickering = video * (1 + 0.2 * (torch.arange(45) % 2)[None, :, None, None, None])
-    reward = OracleReward("steadiness", "flicker", sign=-1.0)
+    reward = OracleReward("steadiness", "flicker", Oracles(), sign=-1.0)
     prompts = [caption(RED, 0), caption(BLUE, 0)]
     assert (reward(video, prompts) > reward(flickering.clamp(0, 1), prompts)).all()
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrolabe import flow
+from astrolabe.models.base import Generator
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
 from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
 from astrolabe.rl.policies import LoraSettings, Policies
-from astrolabe.rl.update import OptimizerSettings, clip_gradients, make_optimizer, update
+from astrolabe.rl.update import OptimizerSettings, clip_gradients, learning_rate, make_optimizer, update
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Rollout, Scores
 from tests.conftest import LATENT, tiny_stream, tiny_wan
@@ -123,7 +124,7 @@ def learner_after(micro_batch: int, levels: str = "sampler") -> dict[str, torch.
     for step in range(2):
         rng = torch.Generator().manual_seed(step)
         update(generator, policies, algorithm, experience(dtype=torch.float64), optimizer,
-               OptimizerSettings(lr=1e-3, micro_batch=micro_batch), step, rng)  # fmt: skip
+               OptimizerSettings(lr=1e-3, micro_batch=micro_batch), 1e-3, rng)  # fmt: skip
     return {key: value.detach().clone() for key, value in policies.tensors("learner").items()}
 
 
@@ -155,7 +156,7 @@ def test_only_the_learner_is_trained_and_behavior_follows() -> None:
     before = {slot: {k: v.detach().clone() for k, v in policies.tensors(slot).items()} for slot in policies.names}
     base = {k: v.clone() for k, v in generator.transformer.state_dict().items() if "lora_" not in k}
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.75), (1.0,))
-    update(generator, policies, algorithm, experience(), make_optimizer(policies, SETTINGS), SETTINGS, 0,
+    update(generator, policies, algorithm, experience(), make_optimizer(policies, SETTINGS), SETTINGS, 1e-3,
            torch.Generator().manual_seed(0))  # fmt: skip
     algorithm.after_step(policies)
     learner, behavior = policies.tensors("learner"), policies.tensors("behavior")
@@ -236,19 +237,69 @@ def test_a_step_in_which_every_group_ties_changes_nothing_and_goes_on() -> None:
     tied = replace(experience(), advantages=torch.zeros(8))
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5), (1.0,))
     optimizer = make_optimizer(policies, SETTINGS)
-    assert update(generator, policies, algorithm, tied, optimizer, SETTINGS, 0, torch.Generator()) == {}
+    assert update(generator, policies, algorithm, tied, optimizer, SETTINGS, 1e-3, torch.Generator()) == {}
     assert all(torch.equal(value, before[key]) for key, value in policies.tensors("learner").items())
 
 
-def test_the_learning_rate_warms_up_to_its_full_value() -> None:
+def test_the_learning_rate_warms_up_and_stays_or_falls_as_a_cosine() -> None:
+    settings = OptimizerSettings(lr=2.0, warmup=3, micro_batch=1)
+    assert [learning_rate(settings, step, 7) for step in range(7)] == pytest.approx([0.5, 1.0, 1.5, 2, 2, 2, 2])
+    falling = replace(settings, schedule="cosine")
+    rates = [learning_rate(falling, step, 7) for step in range(7)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5])
+
+
+class Watched(NFT):
+    """Notes which samples are trained on, and from which seeds."""
+
+    def __init__(self, settings: NFTSettings):
+        super().__init__(settings, (1.0,))
+        self.seen: list[dict[int, int]] = []
+
+    def loss(
+        self, generator: Generator, policies: Policies, experience: Experience, rows: Tensor, seeds: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        self.seen.append(dict(zip(rows.tolist(), seeds, strict=True)))
+        return super().loss(generator, policies, experience, rows, seeds)
+
+
+def watched_update(settings: OptimizerSettings, common_noise: bool = False) -> tuple[Experience, list[dict[int, int]]]:
+    """The experience of one update, and what was trained on in every micro-batch."""
+    generator, data = tiny_wan(dtype=torch.float32), experience()
+    policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
+    algorithm = Watched(NFTSettings(beta=1.0, behavior_keep=0.5, common_noise=common_noise))
+    rng = torch.Generator().manual_seed(0)
+    update(generator, policies, algorithm, data, make_optimizer(policies, settings), settings, 1e-3, rng)
+    return data, algorithm.seen
+
+
+def test_only_the_share_of_largest_advantages_is_trained_on() -> None:
+    data, seen = watched_update(OptimizerSettings(lr=1e-3, share=0.6, micro_batch=8))
+    rows = [row for part in seen for row in part]
+    assert sorted(rows) == sorted(data.advantages.abs().topk(5).indices.tolist())  # 0.6 of 8, rounded up
+
+
+def test_a_group_stays_in_one_mini_batch() -> None:
+    data, seen = watched_update(OptimizerSettings(lr=1e-3, minibatches=2, micro_batch=8))
+    groups = [{row // data.rollout.group_size for row in part} for part in seen]
+    assert sorted(groups, key=min) == [{0}, {1}]
+
+
+@pytest.mark.parametrize("common", [True, False])
+def test_common_noise_gives_the_candidates_of_a_group_one_seed(common: bool) -> None:
+    data, seen = watched_update(OptimizerSettings(lr=1e-3, micro_batch=8), common_noise=common)
+    seeds = [seen[0][row] for row in range(8)]
+    assert len(set(seeds)) == (2 if common else 8)
+    assert not common or len(set(seeds[: data.rollout.group_size])) == 1
+
+
+def test_an_update_trains_at_the_rate_it_is_given() -> None:
     generator = tiny_wan(dtype=torch.float32)
     policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
-    algorithm, settings = NFT(NFTSettings(beta=1.0, behavior_keep=0.5), (1.0,)), replace(SETTINGS, warmup=3)
-    optimizer, rates = make_optimizer(policies, settings), []
-    for step in range(5):
-        update(generator, policies, algorithm, experience(), optimizer, settings, step, torch.Generator())
-        rates.append(optimizer.param_groups[0]["lr"] / settings.lr)
-    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5), (1.0,))
+    optimizer = make_optimizer(policies, SETTINGS)
+    update(generator, policies, algorithm, experience(), optimizer, SETTINGS, 0.125, torch.Generator())
+    assert optimizer.param_groups[0]["lr"] == 0.125
 
 
 def test_a_gradient_that_is_not_finite_is_named_and_not_taken() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,10 @@ def main() -> None:
     if args.until == "codec":
         return
 
-    def make_data(seed: int) -> LatentData:
+    def make_data(seed: int, emphasis: Mapping[str, float] | None = None) -> LatentData:
         codec = Codec().eval()
         codec.load_state_dict({key.removeprefix("codec."): value for key, value in weights.items()})
-        return LatentData(codec, VIDEOS_PER_SCENE, torch.Generator().manual_seed(seed))
+        return LatentData(codec, VIDEOS_PER_SCENE, torch.Generator().manual_seed(seed), emphasis)
 
     def make_teacher() -> dict[str, Tensor]:
         return network_tensors(train_teacher(make_data(args.seed), TeacherPlan(), args.seed))
@@ -108,9 +108,10 @@ def main() -> None:
             shown = "  ".join(f"{name} {scores[name]:.3f}" for name in ("joint", *ATTRIBUTES, "cleanliness"))
             print(f"student {rounds} rounds, {time.monotonic() - began:.0f} s, validation: {shown}", flush=True)
 
-        model, data = build(teacher | weights, torch.bfloat16), make_data(args.seed + 1)
+        model, plan = build(teacher | weights, torch.bfloat16), StudentPlan()
+        data = make_data(args.seed + 1, dict(plan.emphasis))
         began = time.monotonic()
-        return network_tensors(distill(model, data, StudentPlan(), args.seed, watch))
+        return network_tensors(distill(model, data, plan, args.seed, watch))
 
     student = stage(args.build / "student.safetensors", plans, make_student)
     if args.until == "card":

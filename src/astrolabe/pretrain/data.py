@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +29,14 @@ class Batch:
 
 
 class LatentData:
-    """``per_scene`` videos of every training scene (no others), encoded once."""
+    """``per_scene`` videos of every training scene (no others), encoded once.
 
-    def __init__(self, codec: Codec, per_scene: int, generator: torch.Generator):
+    ``emphasis`` says how much more often than others the scenes of a motion are drawn; without it all are alike.
+    """
+
+    def __init__(
+        self, codec: Codec, per_scene: int, generator: torch.Generator, emphasis: Mapping[str, float] | None = None
+    ):
         self.scenes: tuple[Scene, ...] = split("train")
         rows = []
         for _ in range(per_scene):
@@ -39,10 +44,16 @@ class LatentData:
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 rows.append(codec.encode(video).half())
         self.latents = torch.cat(rows)  # row r shows scene r % len(scenes)
+        self.weights: Tensor | None = None
+        if emphasis:
+            self.weights = torch.tensor([emphasis.get(scene.motion, 1.0) for scene in self.scenes]).repeat(per_scene)
 
     def draw(self, count: int, frames: int, chunk: int, generator: torch.Generator) -> Batch:
         """``count`` windows of ``frames``; half start at the beginning, the others on any later chunk."""
-        rows = torch.randint(len(self.latents), (count,), generator=generator)
+        if self.weights is None:
+            rows = torch.randint(len(self.latents), (count,), generator=generator)
+        else:
+            rows = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         starts = chunk * torch.randint((LONG - frames) // chunk + 1, (count,), generator=generator)
         if frames == chunk:
             starts = torch.zeros_like(starts)

@@ -35,9 +35,13 @@ AT_SAMPLER_LEVELS = TeacherPlan(at_sampler_levels=1.0, text_dropout=0.0)
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """How the student is distilled: ``rounds`` on data, every ``match_every``-th of them also on its own rollouts."""
+    """How the student is distilled: ``rounds`` on data, every ``match_every``-th of them also on its own rollouts.
+
+    ``emphasis``: motions that the teacher learned least are drawn more often, by these factors.
+    """
 
     rounds: int = 450
+    emphasis: tuple[tuple[str, float], ...] = (("bounce", 2.0), ("pulse", 3.0))
     clip_batch: int = 24
     first_chunk_batch: int = 96
     first_chunk_share: float = 0.35

@@ -16,20 +16,20 @@ def shapes() -> TrainConfig:
     """Align the embedded model in a few minutes on two cores: what ``astrolabe demo`` runs."""
     return TrainConfig(
         seed=0,
-        steps=45,
+        steps=48,
         model=ModelSettings(),
-        prompts="train",
+        prompts="practice",
         rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=36),
         rewards=(
             RewardSettings(name="joint"),
-            RewardSettings(name="shape_fit"),
+            RewardSettings(name="shape_fit", weight=0.7),
             RewardSettings(name="motion_fit"),
             RewardSettings(name="cleanliness", weight=0.3),
-            RewardSettings(name="smoothness", weight=0.3),
+            RewardSettings(name="steadiness", weight=0.8),
         ),
-        algorithm=NFTSettings(beta=0.1, behavior_keep=0.5),
+        algorithm=NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True),
         lora=LoraSettings(rank=16, alpha=32.0),
-        optimizer=OptimizerSettings(lr=1e-3, eps=1e-10, minibatches=2, micro_batch=18),
+        optimizer=OptimizerSettings(lr=1e-3, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=12),
     )
 
 
@@ -46,6 +46,6 @@ def shapes_tiny() -> TrainConfig:
         steps=2,
         rollout=RolloutSettings(prompts=2, group_size=2, frames=6, micro_batch=4),
         lora=LoraSettings(rank=4, alpha=8.0),
-        optimizer=replace(base.optimizer, micro_batch=4),
+        optimizer=replace(base.optimizer, minibatches=1, micro_batch=4),
         checkpoint_every=1,
     )

@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from weakref import ref
 
 import torch
+from torch import Tensor
 
 from astrolabe.shapes.captions import parse
 from astrolabe.shapes.oracles import judge
 from astrolabe.types import PerSample, Video
 
 
+class Oracles:
+    """Judges videos once for all the rewards that ask about the same ones, one after another."""
+
+    def __init__(self) -> None:
+        self._video: ref[Video] | None = None
+        self._asked: tuple[int, tuple[str, ...]] | None = None
+        self._answer: dict[str, Tensor] = {}
+
+    def __call__(self, video: Video, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Every measure of ``judge``."""
+        asked = (video._version, tuple(prompts))  # the version counts changes in place
+        if self._video is None or self._video() is not video or self._asked != asked:
+            self._answer = judge(video, [parse(prompt) for prompt in prompts])
+            self._video, self._asked = ref(video), asked
+        return self._answer
+
+
 class OracleReward:
     """One measure of ``shapes.oracles.judge``, negated when lower is better."""
 
-    def __init__(self, name: str, measure: str, sign: float = 1.0):
-        self.name, self.measure, self.sign = name, measure, sign
+    def __init__(self, name: str, measure: str, oracles: Oracles, sign: float = 1.0):
+        self.name, self.measure, self.oracles, self.sign = name, measure, oracles, sign
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""
-        return self.sign * judge(video, [parse(prompt) for prompt in prompts])[self.measure]
+        return self.sign * self.oracles(video, prompts)[self.measure]
 
 
 class RandomReward:

@@ -27,6 +27,10 @@ class NFTSettings:
         default="sampler",
     )
     levels_per_sample: int = setting("levels drawn (without repetition) for every chunk of a sample", default=1, ge=1)
+    common_noise: bool = setting(
+        "the candidates of a group share levels and noise, so that their common error cancels",
+        default=False,
+    )
     combine: Combine = setting("how several rewards become one", default="normalize_then_sum")
     std: Std = setting("what advantages are divided by", default="step")
     a_max: float = setting("advantage at which optimality saturates", unit="standard deviations", default=5.0, gt=0)

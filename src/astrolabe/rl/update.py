@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +26,16 @@ class OptimizerSettings:
     eps: float = setting("term that keeps AdamW's division finite", default=1e-8, gt=0)
     max_grad_norm: float = setting("gradients are scaled down to this norm", default=1.0, gt=0)
     warmup: int = setting("steps over which the learning rate rises to its full value", unit="steps", default=0, ge=0)
-    minibatches: int = setting("optimiser steps per training step; the samples are dealt among them", default=1, ge=1)
+    schedule: Literal["constant", "cosine"] = setting(
+        "what follows the warm-up: the full rate to the end, or half a cosine down to nothing", default="constant"
+    )
+    minibatches: int = setting("optimiser steps per training step; the groups are dealt among them", default=1, ge=1)
+    share: float = setting(
+        "share of a step's samples that are trained on, those of the largest advantages either way",
+        default=1.0,
+        gt=0,
+        le=1,
+    )
     micro_batch: int = setting("samples that are forwarded at once; changes memory and speed, not results", ge=1)
 
     def __post_init__(self) -> None:
@@ -44,19 +54,40 @@ def make_optimizer(policies: Policies, settings: OptimizerSettings) -> torch.opt
     )
 
 
+def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
+    """The rate of ``step``, counted from 0, of ``steps``."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / (settings.warmup + 1)
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - settings.warmup) / max(steps - settings.warmup, 1)
+    return settings.lr * (1 + math.cos(math.pi * done)) / 2
+
+
 def update(
     generator: Generator, policies: Policies, algorithm: NFT, experience: Experience, optimizer: torch.optim.Optimizer,
-    settings: OptimizerSettings, step: int, rng: torch.Generator,
+    settings: OptimizerSettings, lr: float, rng: torch.Generator,
 ) -> Metrics:  # fmt: skip
-    """Train the learner on every sample once; those of zero advantage neither pull nor push and are not forwarded."""
+    """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each.
+
+    Samples of zero advantage neither pull nor push and are never forwarded. A group stays in one mini-batch, where its
+    advantages sum to about zero.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * min(1.0, (step + 1) / (settings.warmup + 1))
-    order = torch.randperm(len(experience.advantages), generator=rng)
-    seeds = torch.randint(2**62, order.shape, generator=rng)
+        group["lr"] = lr
+    size, strength = experience.rollout.group_size, experience.advantages.abs()
+    seeds = torch.randint(2**62, strength.shape, generator=rng)
+    if algorithm.settings.common_noise:
+        seeds = seeds[::size].repeat_interleave(size)
+    used = torch.zeros_like(strength, dtype=torch.bool)
+    used[strength.topk(math.ceil(settings.share * len(strength))).indices] = True
+    used &= strength > 0
     collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": []}
-    for batch in order.chunk(settings.minibatches):
+    samples = torch.arange(len(strength)).view(-1, size)
+    for groups in torch.randperm(len(samples), generator=rng).chunk(settings.minibatches):
+        batch = samples[groups].flatten()
         optimizer.zero_grad(set_to_none=True)
-        useful = batch[experience.advantages[batch] != 0]
+        useful = batch[used[batch]]
         if not len(useful):
             continue
         for rows in useful.split(settings.micro_batch):

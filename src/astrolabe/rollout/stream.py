@@ -57,5 +57,6 @@ def stream(generator: Generator, text: object, batch: int, frames: int, noise: N
     for index, (first, end) in enumerate(chunks):
         shape = (batch, end - first, *generator.latent_shape)
         *_, (clean, _) = denoise_chunk(generator, text, cache, noise, index, shape)
-        generator.commit(clean, text, cache)
+        if end < frames:  # nothing will look back at the last chunk
+            generator.commit(clean, text, cache)
         yield clean

@@ -69,8 +69,9 @@ def judge(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Scores ``[B]``, float32, of videos ``[B, T, 3, 64, 64]`` against the scenes that they should show.
 
     ``colour``, ``shape``, ``motion`` and ``joint`` (all three) are 0 or 1. ``colour_fit``, ``shape_fit`` and
-    ``motion_fit`` are in [0, 1]: how far the intended value is ahead of the best other one. ``cleanliness``,
-    ``smoothness``, ``flicker`` and ``motion_energy`` are as in :class:`Readings`. Errors as in :func:`measure`.
+    ``motion_fit`` are in [0, 1] and rise smoothly as a video comes near to, and passes, what the yes or no asks for:
+    the intended value fits well enough, and better than every other. ``cleanliness``, ``smoothness``, ``flicker`` and
+    ``motion_energy`` are as in :class:`Readings`. Errors as in :func:`measure`.
     """
     if len(scenes) != len(video):
         raise UserError(f"{len(video)} videos came with {len(scenes)} scenes; give one scene a video")
@@ -85,29 +86,22 @@ def judge(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
         "motion": readings.motion == motion,
     }
     scores["joint"] = scores["colour"] & scores["shape"] & scores["motion"]
-    mine, other = _intended_and_best_other(readings.overlap, shape)
-    # the overlap itself is a factor: a blank video resembles no shape, and no shape is ahead of another then
-    scores["shape_fit"] = (torch.sigmoid((mine - other) / 0.05) * mine).mean(1)
-    scores["colour_fit"] = _lead(readings.colour_distance, colour, softness=0.03) * readings.presence
-    scores["motion_fit"] = _lead(readings.motion_error, motion, softness=0.3) * readings.presence
+    scores["colour_fit"] = _fit(-readings.colour_distance, colour, -_MAX_COLOUR_DISTANCE, 0.1) * readings.presence
+    scores["shape_fit"] = _fit(readings.overlap, shape, _MIN_OVERLAP, 0.02) * readings.presence
+    scores["motion_fit"] = _fit(-readings.motion_error, motion, -_MAX_MOTION_ERROR, 0.2) * readings.presence
     for name in ("cleanliness", "smoothness", "flicker", "motion_energy"):
         scores[name] = getattr(readings, name)
     return {name: score.float() for name, score in scores.items()}
 
 
-def _intended_and_best_other(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits ``[B, N, K]``, larger is better, into the entry at ``index`` ``[B]`` and the best other: ``[B, N]``."""
-    chosen = torch.nn.functional.one_hot(index, values.shape[-1]).bool()[:, None].expand_as(values)
-    return values[chosen].view(values.shape[:2]), values.masked_fill(chosen, -math.inf).amax(-1)
+def _fit(values: Tensor, index: Tensor, worst: float, softness: float) -> Tensor:
+    """How well ``values`` ``[B, N, K]``, larger is better, speak for the entry at ``index`` ``[B]``: ``[B]`` in [0, 1].
 
-
-def _lead(errors: Tensor, index: Tensor, softness: float) -> Tensor:
-    """How far ahead of the best other value the intended one is, ``[B]`` in [0, 1], from errors ``[B, N, K]``.
-
-    0.5 is level; ``softness``, in the unit of the errors, is the lead that takes a perfect fit to 0.75.
+    A soft "at least ``worst``, and ahead of the best other"; ``softness``, in the unit of the values, is its width.
     """
-    mine, other = (-part for part in _intended_and_best_other(-errors, index))
-    return (0.5 + 0.5 * (other - mine) / (other + mine + softness)).mean(1)
+    chosen = torch.nn.functional.one_hot(index, values.shape[-1]).bool()[:, None].expand_as(values)
+    mine, other = values[chosen].view(values.shape[:2]), values.masked_fill(chosen, -math.inf).amax(-1)
+    return (torch.sigmoid((mine - worst) / softness) * torch.sigmoid((mine - other) / softness)).mean(1)
 
 
 def _read(seen: Track) -> Readings:
