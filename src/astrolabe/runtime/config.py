@@ -209,7 +209,7 @@ def from_dict(cls: type[T], mapping: Any, origin: str) -> T:
 
 def save_yaml(cfg: Any, path: Path | str) -> None:
     """Write every setting of ``cfg``, in the order written in its class; ``load_yaml`` gives back an equal one."""
-    text = yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(to_dict(cfg), sort_keys=False, width=120)
     write_whole(Path(path), text)
 
 
