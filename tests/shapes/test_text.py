@@ -35,6 +35,10 @@ def test_case_and_punctuation_are_ignored(encoder: TextEncoder) -> None:
     assert torch.equal(encoder.encode(["A RED circle, moving left."]), encoder.encode(["a red circle moving left"]))
 
 
+def test_a_and_an_are_one_word(encoder: TextEncoder) -> None:
+    assert torch.equal(encoder.encode(["an orange circle"]), encoder.encode(["a orange circle"]))
+
+
 def test_the_order_of_words_matters(encoder: TextEncoder) -> None:
     assert not torch.equal(encoder.encode(["red circle left"]), encoder.encode(["left red circle"]))
 

@@ -49,9 +49,9 @@ def rotation(
 
 def rotate(x: Heads, turn: Rotation) -> Heads:
     """Turn interleaved feature pairs of queries or keys; computed in at least float32."""
-    cos, sin = (part[:, None] for part in turn)
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    cos, sin = turn
+    pairs = torch.view_as_complex(x.to(cos.dtype).unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * torch.complex(cos, sin)[:, None]).flatten(-2).to(x.dtype)
 
 
 def shift(keys: Heads, frames: int) -> Heads:

@@ -101,22 +101,25 @@ def caption(scene: Scene, wording: int) -> str:
     if not 0 <= wording < WORDINGS:
         raise UserError(f"wording {wording} does not exist, use 0 to {WORDINGS - 1}")
     sentence, shapes, motions = _WORDINGS[wording]
-    return sentence.format(
+    text = sentence.format(
         colour=scene.colour, shape=shapes[SHAPES.index(scene.shape)], motion=motions[MOTIONS.index(scene.motion)]
     )
+    return re.sub(r"\ba(?= [aeiou])", "an", text)
 
 
+SAME_WORDS = {"an": "a"}  # forms of a word that are one word to the text encoder
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         set(_MEANINGS)
         | {word for scene in ALL_SCENES for wording in range(WORDINGS) for word in words_of(caption(scene, wording))}
+        - set(SAME_WORDS)
     )
 )
 
 
 def check_words(text: str) -> list[str]:
-    """The words of ``text``; a :class:`UserError` names the first one outside :data:`VOCABULARY`."""
-    words = words_of(text)
+    """The words of ``text``, each in its one form; a :class:`UserError` names the first outside :data:`VOCABULARY`."""
+    words = [SAME_WORDS.get(word, word) for word in words_of(text)]
     for word in words:
         if word not in VOCABULARY:
             raise UserError(

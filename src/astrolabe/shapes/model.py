@@ -50,7 +50,12 @@ def load_shapes_model(dtype: torch.dtype = torch.float32, folder: Path = SHIPPED
     weights: dict[str, Tensor] = {}
     for name in ("transformer", "codec"):
         weights |= load_tensors(folder / f"{name}.safetensors")[0]
-    return build(weights, dtype)
+    model = build(weights, dtype)
+    for block in model.transformer.blocks:
+        for layer in block.modules():
+            if isinstance(layer, nn.Linear):
+                layer.to(dtype)  # as autocast would at every call
+    return model
 
 
 def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
