@@ -30,7 +30,9 @@ RANKS = {
     **dict.fromkeys(["__main__"], 11),
 }
 MAX_LINES = 400
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types"}
+DISTRIBUTIONS = {
+    "PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types", "huggingface_hub": "huggingface-hub",
+}  # fmt: skip
 
 
 def imports(source: str, path: str) -> Iterator[tuple[int, str]]:

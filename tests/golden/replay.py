@@ -18,8 +18,11 @@ from torch import Tensor
 
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.text import assemble_umt5, embed
 from astrolabe.models.wan.transformer import CausalWan
+from astrolabe.models.wan.vae import assemble_vae
 from astrolabe.rollout.stream import denoise_chunk
+from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 
 TOLERANCE = 2e-4
 
@@ -48,7 +51,7 @@ def build(config: dict[str, Any], tensors: dict[str, Tensor], latent_shape: Sequ
 
 
 @torch.no_grad()
-def replay_stream(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+def replay_stream(path: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     """Largest error over every chunk, step and level of a streamed video."""
     noise = tensors["noise"]
     model = build(config, tensors, noise.shape[2:])
@@ -70,7 +73,7 @@ def replay_stream(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def replay_forward(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+def replay_forward(path: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     """Largest error of a one-pass forward."""
     noisy, sigma = tensors["noisy"], tensors["timestep"] / 1000
     model = build(config, tensors, noisy.shape[2:])
@@ -82,7 +85,39 @@ def replay_forward(config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
     return float((flow - tensors["flow"]).abs().max())
 
 
-REPLAYS = {"stream": replay_stream, "forward": replay_forward}
+def weights_of(path: str) -> tuple[TensorFile, Container]:
+    """A golden file as a checkpoint: its index, and its weights under their original names."""
+    file = open_tensors(path)
+    entries = {k.removeprefix("weights."): v for k, v in file.containers[FLAT].items() if k.startswith("weights.")}
+    return file, entries
+
+
+def replay_umt5(path: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+    """Largest error of the text encoder's embeddings."""
+    encoder = assemble_umt5(*weights_of(path))
+    return float((embed(encoder, tensors["ids"], tensors["mask"]) - tensors["embeds"]).abs().max())
+
+
+def vae_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' arguments of a golden VAE."""
+    same = ("z_dim", "dim_mult", "num_res_blocks", "attn_scales", "temperal_downsample", "dropout")
+    return {"base_dim": config["dim"]} | {name: config[name] for name in same}
+
+
+def replay_vae(path: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> float:
+    """Largest error of decoding at once, of decoding frame by frame against at once, and of encoding."""
+    vae = assemble_vae(*weights_of(path), vae_sizes(config))
+    whole, _ = vae.decode(tensors["latents"])
+    errors = [whole * 2 - 1 - tensors["pixels"], vae.encode((tensors["encode_pixels"] + 1) / 2) - tensors["encoded"]]
+    parts, state = [], None
+    for chunk in tensors["latents"].split(1, 1):
+        part, state = vae.decode(chunk, state)
+        parts.append(part)
+    errors.append(torch.cat(parts, 1) - whole)
+    return max(float(error.abs().max()) for error in errors)
+
+
+REPLAYS = {"stream": replay_stream, "forward": replay_forward, "umt5_encoder": replay_umt5, "wan_vae": replay_vae}
 
 
 def main(paths: Sequence[str]) -> int:
@@ -93,7 +128,7 @@ def main(paths: Sequence[str]) -> int:
         if config["kind"] not in REPLAYS:
             print(f"{path}: kind {config['kind']!r} cannot be replayed; known kinds: {', '.join(REPLAYS)}")
             return 2
-        error = REPLAYS[config["kind"]](config, tensors)
+        error = REPLAYS[config["kind"]](path, config, tensors)
         worst = max(worst, error) if error == error else float("inf")
         print(f"{path} {'ok' if error <= TOLERANCE else 'FAILED'} {error:.3e}", flush=True)
     return int(worst > TOLERANCE)

@@ -1,4 +1,4 @@
-"""The causal Wan computes what the released systems compute."""
+"""The causal Wan, its text encoder and its VAE compute what the released systems compute."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_changed_weight_is_noticed(tmp_path: Path) -> None:
     assert replay.main([str(tmp_path / "changed.safetensors")]) == 1
 
 
-def test_every_kind_of_stream_and_forward_is_covered() -> None:
+def test_every_kind_of_golden_file_is_covered() -> None:
     assert {path.stem for path in FILES} == {
         "stream_global_chunk3", "stream_local_sink", "stream_framewise", "stream_relative_rope",
-        "forward_teacher_forced", "forward_block_causal",
+        "forward_teacher_forced", "forward_block_causal", "umt5_encoder", "wan_vae",
     }  # fmt: skip

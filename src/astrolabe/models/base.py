@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
@@ -18,8 +19,25 @@ class Cache(Protocol):
     frames: int
 
     @property
+    def position(self) -> int:
+        """Absolute latent frame of what comes next."""
+        ...
+
+    @property
     def nbytes(self) -> int:
         """Bytes held."""
+        ...
+
+    def skip(self, frames: int) -> None:
+        """Leave out frames of the video: what comes next stands that much later."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it holds."""
+        ...
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Take over what ``tensors`` of another gave."""
         ...
 
     def fork(self, copies: int) -> Cache:

@@ -9,6 +9,8 @@ rotation.)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ class RollingCache:
 
     ``frames`` latent frames have been committed. While a chunk is being denoised its keys and values are written at its
     slots on every pass; ``advance`` makes those of the last pass (the context pass at t = 0) part of the history.
+    ``position`` is where in its video the next chunk stands: ahead of ``frames`` when some were left out (``skip``).
     With gradients enabled the current chunk's own keys keep their graph and the history is constant.
     """
 
@@ -35,7 +38,7 @@ class RollingCache:
         dtype: torch.dtype, device: torch.device | str = "cpu",
     ):  # fmt: skip
         self.model, self.stream, self.frame_tokens = model, stream, frame_tokens
-        self.frames = 0
+        self.frames, self.skipped = 0, 0
         slots = capacity if stream.window_frames is None else min(capacity, stream.window_frames)
         shape = (batch, slots * frame_tokens, model.num_heads, model.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
@@ -58,6 +61,15 @@ class RollingCache:
         """Bytes held, exactly: what the buffers' storages occupy."""
         return sum(buffer.untyped_storage().nbytes() for buffer in (*self.keys, *self.values, *self.sink_keys))
 
+    @property
+    def position(self) -> int:
+        """Absolute latent frame of the next chunk."""
+        return self.frames + self.skipped
+
+    def skip(self, frames: int) -> None:
+        """Leave out ``frames`` of the video: what comes next stands that much later, and is stored right behind."""
+        self.skipped += frames
+
     def advance(self, frames: int) -> None:
         """Make the ``frames`` frames written last part of the history."""
         self.frames += frames
@@ -67,7 +79,7 @@ class RollingCache:
         frames = key.shape[1] // self.frame_tokens
         end = self.frames + frames
         self._make_room(end)
-        self._move_sink(layer, end)
+        self._move_sink(layer, end + self.skipped)
         parts = self._slots_of(self.frames, end)
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
             old = self._history(parts, end)
@@ -80,11 +92,30 @@ class RollingCache:
         filled = min(end, self.slots) * self.frame_tokens
         return attention(query, self.keys[layer][:, :filled], self.values[layer][:, :filled])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the cache holds, for ``restore``."""
+        filled = min(self.frames, self.slots) * self.frame_tokens
+        parts = {"cache.place": torch.tensor([self.frames, self.skipped, *self.sink_moved])}
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            parts |= {f"cache.keys.{layer}": keys[:, :filled], f"cache.values.{layer}": values[:, :filled]}
+        return parts | {f"cache.sink_keys.{layer}": keys for layer, keys in enumerate(self.sink_keys)}
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Take over what ``tensors`` of a cache of the same model and batch gave."""
+        self.frames, self.skipped, *self.sink_moved = parts["cache.place"].tolist()
+        self._make_room(self.frames)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            held = parts[f"cache.keys.{layer}"]
+            keys[:, : held.shape[1]] = held
+            values[:, : held.shape[1]] = parts[f"cache.values.{layer}"]
+        for layer, kept in enumerate(self.sink_keys):
+            kept.copy_(parts[f"cache.sink_keys.{layer}"])
+
     def fork(self, copies: int) -> RollingCache:
         """An independent cache for ``copies`` continuations of every stream: row i becomes rows i * copies and on."""
         twin = object.__new__(RollingCache)
         twin.model, twin.stream, twin.frame_tokens = self.model, self.stream, self.frame_tokens
-        twin.frames, twin.sink_moved = self.frames, list(self.sink_moved)
+        twin.frames, twin.skipped, twin.sink_moved = self.frames, self.skipped, list(self.sink_moved)
         for name in ("keys", "values", "sink_keys"):
             setattr(twin, name, [buffer.repeat_interleave(copies, 0) for buffer in getattr(self, name)])
         return twin

@@ -37,7 +37,7 @@ def denoise_chunk(
     generator: Generator, text: object, cache: Cache, noise: NoiseSource, chunk: int, shape: Sequence[int]
 ) -> Iterator[tuple[Latents, Tensor]]:
     """(predicted clean chunk, level) after each sampler level; the last is the chunk (method: few-step sampling)."""
-    levels = generator.stream.levels
+    levels = generator.stream.levels_of(chunk)
     noisy = noise(chunk, 0, shape).to(generator.device)
     for step, sigma in enumerate(levels.tolist()):
         clean = flow.to_clean(noisy, generator.velocity(noisy, per_frame(sigma, noisy), text, cache), sigma)

@@ -38,7 +38,9 @@ class StreamConfig:
 
     ``window_frames`` latent frames are visible in all, the current chunk included (None: every frame so far); the
     first ``sink_frames`` of the video stay visible for ever. Relative positions hold the sink right before the window,
-    so that no distance ever exceeds those seen in training.
+    so that no distance ever exceeds those seen in training. ``first_chunk_steps`` are the first chunk's own steps, for
+    models that take fewer later on. With ``rebuild_frames`` the cache is made anew before every chunk, from the last
+    so many clean frames alone.
     """
 
     chunk_frames: int
@@ -47,8 +49,14 @@ class StreamConfig:
     positions: Positions
     shift: float
     denoising_steps: tuple[int, ...]
+    first_chunk_steps: tuple[int, ...] | None = None
+    rebuild_frames: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rebuild_frames is not None and (self.rebuild_frames < 1 or self.rebuild_frames % self.chunk_frames):
+            raise UserError(
+                f"rebuild_frames={self.rebuild_frames}: expected whole chunks of {self.chunk_frames} latent frames"
+            )
         if self.window_frames is not None and self.window_frames < self.sink_frames + self.chunk_frames:
             raise UserError(
                 f"window_frames={self.window_frames} cannot hold sink_frames={self.sink_frames} and a chunk of "
@@ -59,6 +67,11 @@ class StreamConfig:
     def levels(self) -> Tensor:
         """Warped sampler levels [k], descending, float64."""
         return sampler_levels(self.denoising_steps, self.shift)
+
+    def levels_of(self, chunk: int) -> Tensor:
+        """The levels of chunk number ``chunk``: the first may have its own."""
+        steps = self.first_chunk_steps if chunk == 0 and self.first_chunk_steps else self.denoising_steps
+        return sampler_levels(steps, self.shift)
 
     def chunks(self, frames: int) -> list[tuple[int, int]]:
         """(first, end) frame of every chunk of a video; UserError when ``frames`` is no multiple of the chunk."""

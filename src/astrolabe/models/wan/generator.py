@@ -78,12 +78,12 @@ class WanGenerator:
 
     def velocity(self, noisy: Latents, sigma: Sigmas, text: Conditioning, cache: RollingCache) -> Latents:
         """Velocity of the next chunk of a stream."""
-        return self._run(noisy, sigma * TIMESTEPS, text, cache, cache.frames)
+        return self._run(noisy, sigma * TIMESTEPS, text, cache, cache.position)
 
     @torch.no_grad()
     def commit(self, clean: Latents, text: Conditioning, cache: RollingCache) -> None:
         """The context pass at t = 0: make a finished chunk history."""
-        self._run(clean, clean.new_zeros(clean.shape[:2]), text, cache, cache.frames)
+        self._run(clean, clean.new_zeros(clean.shape[:2]), text, cache, cache.position)
         cache.advance(clean.shape[1])
 
     @torch.no_grad()

@@ -1,0 +1,148 @@
+"""Checkpoints of causal Wans as their authors wrote them: recognise the layout, check it strictly, load it once."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from astrolabe.models.wan.config import WanConfig
+from astrolabe.models.wan.transformer import CausalWan
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
+
+# What training wrappers leave in a name, anywhere; and what stands before all of them, once.
+WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
+PREFIX = re.compile(r"^(model\.|diffusion_model\.)")
+CONTAINERS = ("generator_ema", "generator", FLAT)
+HEAD_DIM = 128  # of every released Wan; it cannot be read off the tensors
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a checkpoint keeps its transformer: ``names`` are the file's own, by the names of the original model."""
+
+    file: TensorFile
+    container: str
+    prefix: str
+    names: dict[str, str]
+
+    @property
+    def entries(self) -> Container:
+        """What the file holds, under the original names."""
+        part = self.file.containers[self.container]
+        return {name: part[own] for name, own in self.names.items()}
+
+    def __str__(self) -> str:
+        where = f"container {self.container!r}" if self.container else "no container"
+        prefix = f", prefix {self.prefix!r}" if self.prefix else ""
+        return f"{self.file.format}, {where}{prefix}, {len(self.names)} tensors"
+
+
+def original_name(name: str) -> str:
+    """A tensor's name without what wrappers and containers put before or into it."""
+    return PREFIX.sub("", WRAPPERS.sub("", name), count=1)
+
+
+def recognise(path: Path | str, containers: Sequence[str] = CONTAINERS) -> Layout:
+    """The layout of a checkpoint: the first of ``containers`` that it has. UserError when there is no transformer."""
+    file = open_tensors(path)
+    for container in containers:
+        if container not in file.containers:
+            continue
+        own = list(file.containers[container])
+        names = {original_name(name): name for name in own}
+        if len(names) < len(own):
+            raise UserError(f"{path}: two tensors of {container or 'the file'} have the same name without wrappers")
+        if "patch_embedding.weight" in names:
+            prefix = PREFIX.match(WRAPPERS.sub("", own[0]))
+            return Layout(file, container, prefix[0] if prefix else "", names)
+    found = ", ".join(f"{name or 'top level'} ({len(part)} tensors)" for name, part in file.containers.items())
+    wanted = ", ".join(name or "top level" for name in containers)
+    raise UserError(f"{path}: no causal Wan in {wanted}; the file has: {found or 'no tensors'}")
+
+
+def read_config(entries: Container, head_dim: int = HEAD_DIM) -> WanConfig:
+    """The sizes of a transformer, read off its tensors. UserError when one that tells a size is missing."""
+
+    def size(name: str, axis: int) -> int:
+        if name not in entries or len(entries[name].shape) <= axis:
+            raise UserError(f"not a Wan transformer: {name} is missing or has too few axes; its sizes cannot be read")
+        return entries[name].shape[axis]
+
+    dim = size("patch_embedding.weight", 0)
+    patch = tuple(size("patch_embedding.weight", axis) for axis in (2, 3, 4))
+    blocks = {int(match[1]) for name in entries if (match := re.match(r"blocks\.(\d+)\.", name))}
+    return WanConfig(
+        dim=dim,
+        ffn_dim=size("blocks.0.ffn.0.weight", 0),
+        num_heads=max(dim // head_dim, 1),
+        num_layers=max(blocks) + 1,
+        freq_dim=size("time_embedding.0.weight", 1),
+        text_dim=size("text_embedding.0.weight", 1),
+        in_dim=size("patch_embedding.weight", 1),
+        out_dim=size("head.head.weight", 0) // math.prod(patch),
+        patch_size=(patch[0], patch[1], patch[2]),
+    )
+
+
+def check(found: Container, module: nn.Module, source: str) -> None:
+    """UserError unless ``found`` has exactly the tensors of ``module``, of the same shapes; lists the first few."""
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [
+        ("missing", [name for name in expected if name not in found]),
+        ("unknown", [name for name in found if name not in expected]),
+        (
+            "of another shape",
+            [
+                f"{name} {list(found[name].shape)} instead of {list(shape)}"
+                for name, shape in expected.items()
+                if name in found and found[name].shape != shape
+            ],
+        ),
+    ]
+    complaints = [f"{len(names)} {what}: {few(names)}" for what, names in wrong if names]
+    if complaints:
+        raise UserError(f"{source}: {'; '.join(complaints)}")
+
+
+def few(names: Iterable[str]) -> str:
+    """The first few of ``names``, and how many more there are."""
+    known = list(names)
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return ", ".join(known[:SHOWN]) + more
+
+
+def fill(
+    module: nn.Module, file: TensorFile, entries: Container, device: torch.device | str, dtype: torch.dtype | None
+) -> None:
+    """Give a module on ``meta`` its tensors, each straight from the file to ``device`` in ``dtype``, and freeze it."""
+    with file.reader() as reader:
+        read = {entry: reader.read(entry, device, dtype) for entry in set(entries.values())}  # tied names share one
+    module.load_state_dict({name: read[entry] for name, entry in entries.items()}, strict=True, assign=True)
+    module.eval().requires_grad_(False)
+
+
+def load_transformer(
+    path: Path | str,
+    containers: Sequence[str] = CONTAINERS,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    head_dim: int = HEAD_DIM,
+) -> CausalWan:
+    """The transformer of a checkpoint, frozen, on ``device`` in ``dtype`` (None: as stored).
+
+    Raises UserError for anything missing, unknown or of another shape, and says which layout was recognised.
+    """
+    layout = recognise(path, containers)
+    with torch.device("meta"):
+        transformer = CausalWan(read_config(layout.entries, head_dim))
+    check(layout.entries, transformer, f"{path} (recognised as {layout})")
+    fill(transformer, layout.file, layout.entries, device, dtype)
+    return transformer

@@ -1,0 +1,185 @@
+"""A stream that can be steered while it runs: any length, prompts that change, starts from given frames, state on disk.
+
+``VideoStream`` is what an interactive program holds: ``step()`` makes the next chunk and its pixels; between chunks
+the caller may ``switch`` the prompt (soft: the cached frames are run again under it) or ``cut`` (hard: nothing is
+remembered).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from astrolabe.models.base import Generator
+from astrolabe.rollout.stream import NoiseSource, denoise_chunk
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.random import rng_for
+from astrolabe.types import Latents, TextEmbeddings, Video
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One step of a stream: clean latents [b, f, c, h, w] and their pixels [b, t, 3, y, x] (None: not decoded)."""
+
+    index: int
+    latents: Latents
+    video: Video | None
+
+
+class VideoStream:
+    """``batch`` videos that advance together, without an end.
+
+    Memory does not grow with the video when the model has a window (``generator.stream.window_frames``) or rebuilds its
+    cache; a model that sees everything remembers everything.
+    """
+
+    def __init__(self, generator: Generator, text: TextEmbeddings, noise: NoiseSource, decode: bool = True):
+        self.generator, self.noise, self.decodes = generator, noise, decode
+        self.text, self.condition = text, generator.condition(text)
+        self.index = 0  # chunks made since the beginning, across cuts: noise never repeats
+        self._begin()
+
+    def _begin(self) -> None:
+        """A video without a past."""
+        stream = self.generator.stream
+        room = stream.window_frames or stream.chunk_frames
+        self.cache = self.generator.new_cache(len(self.text), room)
+        self.sink: list[Latents] = []  # clean latents of what the cache holds: chunks of the sink, and recent ones
+        self.recent: list[Latents] = []
+        self.frames = 0
+        self.state: Any = None
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Endless."""
+        while True:
+            yield self.step()
+
+    @torch.no_grad()
+    def step(self) -> Chunk:
+        """Make the next chunk."""
+        stream = self.generator.stream
+        if stream.rebuild_frames is not None and self.frames:
+            self._rebuild()
+        shape = (len(self.text), stream.chunk_frames, *self.generator.latent_shape)
+        opening = 0 if self.frames == 0 else 1  # the first chunk of a video may have steps of its own
+        numbered = _Numbered(self.noise, self.index)
+        *_, (clean, _) = denoise_chunk(self.generator, self.condition, self.cache, numbered, opening, shape)
+        self._remember(clean)
+        self.index += 1
+        return Chunk(self.index - 1, clean, self._decode(clean))
+
+    @torch.no_grad()
+    def begin_with(self, latents: Latents) -> Video | None:
+        """Make given clean latents the beginning of the video (an image or a video, encoded); gives their pixels."""
+        if self.frames:
+            raise UserError("a stream can only be begun once; cut() first")
+        size = self.generator.stream.chunk_frames
+        if latents.shape[0] not in (1, len(self.text)) or latents.shape[1] % size:
+            raise UserError(
+                f"a beginning of {latents.shape[0]} videos and {latents.shape[1]} latent frames does not fit "
+                f"{len(self.text)} streams and chunks of {size}"
+            )
+        latents = latents.expand(len(self.text), *latents.shape[1:])
+        for chunk in latents.split(size, 1):
+            self._remember(chunk)
+        return self._decode(latents)
+
+    @torch.no_grad()
+    def switch(self, text: TextEmbeddings) -> None:
+        """Soft switch: go on under another prompt, with the cached frames run again under it (KV re-cache)."""
+        stream = self.generator.stream
+        if stream.sink_frames % stream.chunk_frames:
+            raise UserError(
+                f"sink_frames={stream.sink_frames} is not whole chunks of {stream.chunk_frames}: its frames cannot be "
+                "run again one chunk at a time; choose a multiple, or cut"
+            )
+        self._speak(text)
+        self._rebuild()
+
+    @torch.no_grad()
+    def cut(self, text: TextEmbeddings) -> None:
+        """Hard cut: go on under another prompt and remember nothing; the next latent frame is one video frame."""
+        self._speak(text)
+        self._begin()
+
+    def _speak(self, text: TextEmbeddings) -> None:
+        if text.shape != self.text.shape:
+            raise UserError(f"the new prompts have shape {list(text.shape)}, the stream's {list(self.text.shape)}")
+        self.text, self.condition = text, self.generator.condition(text)
+
+    def _decode(self, latents: Latents) -> Video | None:
+        if not self.decodes:
+            return None
+        video, self.state = self.generator.decode(latents, self.state)
+        return video
+
+    def _remember(self, clean: Latents) -> None:
+        """The context pass, and what a later switch needs: the latents that the cache still holds."""
+        self.generator.commit(clean, self.condition, self.cache)
+        stream, size = self.generator.stream, clean.shape[1]
+        self.frames += size
+        if len(self.sink) * size < stream.sink_frames:
+            self.sink.append(clean)
+        else:
+            self.recent.append(clean)
+        if stream.rebuild_frames is not None:
+            del self.sink[:], self.recent[: -(stream.rebuild_frames // size)]
+        elif stream.window_frames is not None:
+            kept = max((stream.window_frames - len(self.sink) * size) // size, 1)
+            del self.recent[:-kept]
+
+    def _rebuild(self) -> None:
+        """Run the remembered clean frames again, in a new cache, where they stand in the video."""
+        stream = self.generator.stream
+        cache = self.generator.new_cache(len(self.text), stream.window_frames or stream.chunk_frames)
+        for chunk in self.sink:
+            self.generator.commit(chunk, self.condition, cache)
+        held = sum(chunk.shape[1] for chunk in (*self.sink, *self.recent))
+        cache.skip(self.frames - held)
+        for chunk in self.recent:
+            self.generator.commit(chunk, self.condition, cache)
+        self.cache = cache
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that decides how the stream goes on, but for its noise and its decoder: for ``restore``."""
+        parts = {"text": self.text, "place": torch.tensor([self.index, self.frames])}
+        for name, chunks in (("sink", self.sink), ("recent", self.recent)):
+            parts |= {f"{name}.{i}": chunk for i, chunk in enumerate(chunks)}
+        return parts | self.cache.tensors()
+
+    def restore(self, parts: dict[str, Tensor], state: Any = None) -> None:
+        """Go on from ``tensors`` of another stream of the same model, exactly; ``state`` is its decoder's."""
+        self._speak(parts["text"])
+        self._begin()
+        self.index, self.frames = (int(number) for number in parts["place"])
+        for name in ("sink", "recent"):
+            keys = sorted((key for key in parts if key.startswith(f"{name}.")), key=lambda key: int(key.split(".")[1]))
+            setattr(self, name, [parts[key] for key in keys])
+        self.cache.restore(parts)
+        self.state = state
+
+
+class PlacedNoise:
+    """Noise that belongs to (seed, video, chunk, step): the same wherever a stream was interrupted and continued."""
+
+    def __init__(self, seed: int, videos: Sequence[int]):
+        self.seed, self.videos = seed, videos
+
+    def __call__(self, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+        """See ``NoiseSource``."""
+        rngs = (rng_for(self.seed, chunk, f"video {video} step {step}") for video in self.videos)
+        return torch.stack([torch.randn(*shape[1:], generator=rng) for rng in rngs])
+
+
+class _Numbered:
+    """Noise for a chunk by its number in the whole stream, whatever the sampler calls it."""
+
+    def __init__(self, noise: NoiseSource, index: int):
+        self.noise, self.index = noise, index
+
+    def __call__(self, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+        return self.noise(self.index, step, shape)

@@ -1,0 +1,60 @@
+"""The table of released models, and where their files are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from astrolabe.models.released import PARAMETERS, RELEASED, find_file, released, table
+from astrolabe.models.wan.transformer import CausalWan
+from astrolabe.runtime.errors import UserError
+
+
+def test_the_table_has_the_released_families() -> None:
+    assert {row["name"] for row in table()} == set(RELEASED) and len(RELEASED) == 7
+    assert [released("longlive").stream.window_frames, released("longlive").stream.sink_frames] == [12, 3]
+    assert released("causal-forcing-framewise").stream.chunk_frames == 1
+    two = released("causal-forcing-2step").stream
+    assert [len(two.levels_of(chunk)) for chunk in (0, 1, 7)] == [4, 2, 2]
+
+
+@pytest.mark.parametrize("wan", PARAMETERS, ids=["1.3B", "14B"])
+def test_the_networks_have_the_published_size(wan: object) -> None:
+    with torch.device("meta"):
+        network = CausalWan(wan)  # type: ignore[arg-type]
+    count = sum(parameter.numel() for parameter in network.parameters())
+    assert count == pytest.approx(PARAMETERS[wan], rel=1e-3)  # type: ignore[index]
+    assert len(network.state_dict()) == {30: 825, 40: 1095}[wan.num_layers]  # type: ignore[attr-defined]
+
+
+def test_the_caches_have_the_published_sizes() -> None:
+    assert released("self-forcing").cache_bytes(5.0625) == pytest.approx(6.0e9, rel=0.01)
+    assert released("krea-realtime-14b").cache_bytes(5.0625) == pytest.approx(26.8e9, rel=0.01)
+    assert released("longlive").cache_bytes(600.0) == pytest.approx(3.45e9, rel=0.01)
+
+
+def test_an_unknown_model_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean self-forcing"):
+        released("self-forcin")
+
+
+def test_a_file_is_found_in_a_folder_at_its_place_or_at_the_top(tmp_path: Path) -> None:
+    nested = tmp_path / "a" / "checkpoints" / "model.pt"
+    nested.parent.mkdir(parents=True)
+    nested.touch()
+    (tmp_path / "model.pt").touch()
+    assert find_file(str(tmp_path / "a"), "owner/name", "checkpoints/model.pt") == nested
+    assert find_file(str(tmp_path), "owner/name", "checkpoints/model.pt") == tmp_path / "model.pt"
+    assert find_file(str(nested), "owner/name", "other.pt") == nested
+
+
+def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"has neither checkpoints/model\.pt nor model\.pt"):
+        find_file(str(tmp_path), "owner/name", "checkpoints/model.pt")
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_file(str(tmp_path / "absent.pt"), "owner/name", "model.pt")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"owner/name/model\.pt: cannot be downloaded"):
+        find_file("", "owner/name", "model.pt")
