@@ -87,6 +87,7 @@ def test_tensors_that_are_views_are_read_right(tmp_path: Path) -> None:
     "change, complaint",
     [
         (lambda w: w.pop("blocks.1.ffn.0.bias"), "1 missing: blocks.1.ffn.0.bias"),
+        (lambda w: w.pop("head.head.weight"), r"model\.pt .*head\.head\.weight is missing"),
         (lambda w: w.update(extra=torch.zeros(1)), "1 unknown: extra"),
         (
             lambda w: w.update({"head.modulation": torch.zeros(1, 2, 9)}),

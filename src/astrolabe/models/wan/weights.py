@@ -124,7 +124,8 @@ def fill(
 ) -> None:
     """Give a module on ``meta`` its tensors, each straight from the file to ``device`` in ``dtype``, and freeze it."""
     with file.reader() as reader:
-        read = {entry: reader.read(entry, device, dtype) for entry in set(entries.values())}  # tied names share one
+        in_order = sorted(set(entries.values()), key=lambda entry: entry.offset)  # one pass; tied names share one
+        read = {entry: reader.read(entry, device, dtype) for entry in in_order}
     module.load_state_dict({name: read[entry] for name, entry in entries.items()}, strict=True, assign=True)
     module.eval().requires_grad_(False)
 
@@ -141,8 +142,12 @@ def load_transformer(
     Raises UserError for anything missing, unknown or of another shape, and says which layout was recognised.
     """
     layout = recognise(path, containers)
+    try:
+        config = read_config(layout.entries, head_dim)
+    except UserError as error:
+        raise UserError(f"{path} (recognised as {layout}): {error}") from None
     with torch.device("meta"):
-        transformer = CausalWan(read_config(layout.entries, head_dim))
+        transformer = CausalWan(config)
     check(layout.entries, transformer, f"{path} (recognised as {layout})")
     fill(transformer, layout.file, layout.entries, device, dtype)
     return transformer
