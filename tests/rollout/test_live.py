@@ -188,3 +188,5 @@ def test_what_does_not_fit_is_refused() -> None:
         videos.switch(text(2))
     with pytest.raises(UserError, match="rebuild_frames=3"):
         replace(tiny_stream(2), rebuild_frames=3)
+    with pytest.raises(UserError, match="sink_frames=2 too: use 0"):
+        replace(tiny_stream(2, sink=2), rebuild_frames=2)

@@ -127,7 +127,7 @@ class VideoStream:
         else:
             self.recent.append(clean)
         if stream.rebuild_frames is not None:
-            del self.sink[:], self.recent[: -(stream.rebuild_frames // size)]
+            del self.recent[: -(stream.rebuild_frames // size)]
         elif stream.window_frames is not None:
             kept = max((stream.window_frames - len(self.sink) * size) // size, 1)
             del self.recent[:-kept]

@@ -57,6 +57,10 @@ class StreamConfig:
             raise UserError(
                 f"rebuild_frames={self.rebuild_frames}: expected whole chunks of {self.chunk_frames} latent frames"
             )
+        if self.rebuild_frames is not None and self.sink_frames:
+            raise UserError(
+                f"rebuild_frames forgets all but the last frames, sink_frames={self.sink_frames} too: use 0"
+            )
         if self.window_frames is not None and self.window_frames < self.sink_frames + self.chunk_frames:
             raise UserError(
                 f"window_frames={self.window_frames} cannot hold sink_frames={self.sink_frames} and a chunk of "
