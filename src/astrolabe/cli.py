@@ -1,4 +1,4 @@
-"""The command line: ``astrolabe demo | train | generate | evaluate | report``."""
+"""The command line: ``astrolabe demo | train | evaluate | report | generate | models | embed | export | doctor``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,36 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from astrolabe import __version__
 from astrolabe.data.prompts import read_prompts
+from astrolabe.data.scripts import parse_script, read_script
+from astrolabe.doctor import examine
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
-from astrolabe.experiment import TrainConfig, resolved
-from astrolabe.generate import generate
+from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_settings, resolved
+from astrolabe.export import Format, export
+from astrolabe.generate import Job, embed_with_bar, generate
+from astrolabe.models.opening import ReleasedSettings
+from astrolabe.models.released import table as released_table
 from astrolabe.recipes import RECIPES
 from astrolabe.report.page import write_report
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.config import describe, load_yaml, override, parse_overrides
 from astrolabe.runtime.errors import UserError, nearest
-from astrolabe.train import Interrupted, train
+from astrolabe.runtime.interrupts import Interrupted
+from astrolabe.train import train
 
 INTERRUPTED = 130
+MODEL_FIELDS = (
+    "Fields of the model may be set too: --model.weights FOLDER, --model.window_frames 21, and so on; "
+    "`astrolabe train longlive --help` shows them all."
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,14 +63,43 @@ def build_parser() -> Parser:
     training.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     training.add_argument("-h", "--help", action="store_true", help="show every field with its meaning and unit")
 
-    making = commands.add_parser("generate", help="make videos", allow_abbrev=False)
+    making = commands.add_parser("generate", help="make videos of any length", allow_abbrev=False, epilog=MODEL_FIELDS)
     source = making.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", action="append", help="a prompt (may be repeated)")
-    source.add_argument("--prompts", type=Path, help="a file with one prompt a line")
-    making.add_argument("--run", type=Path, help="use the adapter of this run (default: the bare model)")
-    making.add_argument("--frames", type=int, help="length in latent frames, a multiple of the chunk (default: a clip)")
-    making.add_argument("--seed", type=int, default=0)
+    source.add_argument("--prompt", action="append", help="a prompt or a one-line script (may be repeated)")
+    source.add_argument("--prompts", type=Path, help="a file with one prompt or script a line")
+    source.add_argument("--script", type=Path, action="append", help="a script in YAML or JSON (may be repeated)")
+    making.add_argument("--model", help="the model (default: the adapter's, or shapes); `astrolabe models` shows them")
+    making.add_argument("--adapter", type=Path, help="a run, a PEFT folder or a LoRA file (default: the bare model)")
+    length = making.add_mutually_exclusive_group()
+    length.add_argument("--seconds", type=float, help="length (default: the script's, or a clip)")
+    length.add_argument("--frames", type=int, help="length in latent frames, a multiple of the chunk")
+    making.add_argument("--start", type=Path, help="an image, or a video whose end is gone on from")
+    making.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    making.add_argument("--batch", type=int, default=1, help="videos made side by side (default: 1)")
+    making.add_argument("--latents", action="store_true", help="keep the clean latents too, as safetensors")
     making.add_argument("--out", type=Path, required=True, help="folder for the videos")
+
+    commands.add_parser("models", help="the released models that can be loaded", allow_abbrev=False)
+
+    embedding = commands.add_parser("embed", help="embed prompts, so that training needs no text encoder",
+                                    allow_abbrev=False, epilog=MODEL_FIELDS)  # fmt: skip
+    embedding.add_argument("prompts", type=Path, help="a file with one prompt a line")
+    embedding.add_argument("--model", default="self-forcing", help="whose text encoder (all of Wan 2.1 share one)")
+
+    exporting = commands.add_parser("export", help="write an adapter for other programs", allow_abbrev=False,
+                                    epilog=MODEL_FIELDS)  # fmt: skip
+    exporting.add_argument("adapter", type=Path, help="a run, a PEFT folder or a LoRA file")
+    exporting.add_argument("--format", choices=get_args(Format), default="peft", help="layout (default: peft)")
+    exporting.add_argument("--model", help="what a merged checkpoint is made from (default: the run's model)")
+    exporting.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="of a merged checkpoint (default: as it was)"
+    )
+    exporting.add_argument("--out", type=Path, required=True, help="folder (peft) or file")
+
+    checking = commands.add_parser("doctor", help="examine this machine, and whether a recipe could start",
+                                   allow_abbrev=False)  # fmt: skip
+    checking.add_argument("recipe", nargs="?", help="a recipe's name or a config.yaml; its fields may follow")
+    checking.add_argument("--out", type=Path, help="where the run would go (default: runs/RECIPE)")
 
     judging = commands.add_parser(
         "evaluate", help="compare a run with its base on held-out prompts", allow_abbrev=False
@@ -97,16 +137,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: list[str]) -> None:
     """Dispatch one command."""
     args, rest = build_parser().parse_known_args(argv)
-    if rest and args.command != "train":
+    if rest and args.command not in ("train", "generate", "embed", "export", "doctor"):
         raise UserError(f"unknown argument {rest[0]!r}; `astrolabe {args.command} --help` shows what is accepted")
     if args.command == "demo":
         demo(args.out)
     elif args.command == "train":
         command_train(args.recipe, args.out, rest, args.help)
     elif args.command == "generate":
-        prompts = args.prompt or read_prompts(args.prompts)
-        for path in generate(prompts, args.run, args.frames, args.seed, args.out):
-            print(path)
+        command_generate(args, rest)
+    elif args.command == "models":
+        show_models()
+    elif args.command == "embed":
+        command_embed(args.prompts, chosen_model(args.model, None, rest))
+    elif args.command == "export":
+        model = chosen_model(args.model, None, rest) if args.model or rest else None
+        print(export(args.adapter, args.format, args.out, model, args.dtype))
+    elif args.command == "doctor":
+        command_doctor(args.recipe, args.out, rest)
     elif args.command == "evaluate":
         show_evaluation(evaluate(RunFolder(args.run), args.split, long=not args.no_long))
     else:
@@ -124,6 +171,66 @@ def command_train(recipe: str | None, out: Path | None, rest: Sequence[str], hel
     cfg = override(cfg, parse_overrides(rest))
     folder = train(cfg, out or Path("runs") / Path(recipe or "").stem)
     print(f"trained: {folder}\nnext:    astrolabe evaluate {folder} && astrolabe report {folder}")
+
+
+def command_generate(args: argparse.Namespace, rest: Sequence[str]) -> None:
+    """``astrolabe generate``: what is to be made, from the command line's words."""
+    if args.script:
+        scripts = [read_script(path) for path in args.script]
+    else:
+        scripts = [parse_script(text) for text in args.prompt or read_prompts(args.prompts)]
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: at least one video at a time")
+    run = RunFolder(args.adapter) if args.adapter and RunFolder(args.adapter).config_file.exists() else None
+    model = chosen_model(args.model, run, rest)
+    for path in generate(Job(scripts, model, args.out, args.adapter, args.seconds, args.frames, args.seed, args.batch,
+                             args.latents, args.start)):  # fmt: skip
+        print(path)
+
+
+def chosen_model(name: str | None, run: RunFolder | None, rest: Sequence[str]) -> ModelSettings:
+    """The model that was named, else the run's, else the embedded one; with fields set by ``--model.field value``."""
+    settings = run.config().model if run and name is None else model_settings(name or "shapes")
+    texts = parse_overrides(rest)
+    if strange := [flag for flag in texts if not flag.startswith("model.")]:
+        raise UserError(f"unknown argument --{strange[0]}; settings of the model are written --model.field value")
+    return override(ModelChoice(model=settings), texts).model
+
+
+def show_models() -> None:
+    """``astrolabe models``."""
+    for row in released_table():
+        print(f"{row.pop('name')}")
+        for name, value in row.items():
+            if value:
+                print(textwrap.fill(value, 100, initial_indent=f"    {name:9}", subsequent_indent=" " * 13))
+
+
+def command_embed(prompts: Path, model: ModelSettings) -> None:
+    """``astrolabe embed PROMPTS``."""
+    if not isinstance(model, ReleasedSettings):
+        raise UserError("the embedded model reads its prompts itself; name a released model with --model")
+    texts = read_prompts(prompts)
+    new = embed_with_bar(model, texts)
+    print(f"{len(set(texts))} prompts in {model.text_cache}, {new} of them new")
+
+
+def command_doctor(recipe: str | None, out: Path | None, rest: Sequence[str]) -> None:
+    """``astrolabe doctor [RECIPE]``: exit code 1 when something is not well."""
+    if recipe is None and rest:
+        raise UserError(f"unexpected argument {rest[0]!r}: a recipe comes before its fields")
+    cfg = override(resolve(recipe), parse_overrides(rest)) if recipe else None
+    table, ill = Table("", "", Column(overflow="fold"), show_header=False, box=None, padding=(0, 1)), 0
+    for finding in examine(cfg, out or Path("runs") / Path(recipe or "demo").stem):
+        ill += not finding.well
+        said = escape(finding.said)
+        if finding.remedy and not finding.well:
+            said += f"\n[yellow]-> {escape(finding.remedy)}"
+        table.add_row("[green]ok" if finding.well else "[red]NO", finding.name, said)
+    Console().print(table)
+    if ill:
+        print(f"{ill} thing{'s' * (ill > 1)} to mend")
+        sys.exit(1)
 
 
 def resolve(recipe: str) -> TrainConfig:

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
 from astrolabe.data.prompts import PromptList, read_prompts
+from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
+from astrolabe.models.released import released
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Reward
+from astrolabe.rewards.pixels import PixelMotion, PixelSteadiness
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
 from astrolabe.rollout.group import RolloutSettings
 from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.device import Dtype, check_device, default_dtype, torch_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
-from astrolabe.shapes.model import default_dtype, load_shapes_model
+from astrolabe.shapes.model import load_shapes_model
 
 HARD_MOTIONS, PRACTICE = ("bounce", "pulse"), 5
-Dtype = Literal["auto", "bfloat16", "float32"]
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
-                     "smoothness", "steadiness", "random"]  # fmt: skip
+                     "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "random"]  # fmt: skip
+# All other rewards know the shapes world alone.
+ANY_VIDEO: dict[str, Reward] = {"pixel_motion": PixelMotion(), "pixel_steadiness": PixelSteadiness()}
 
 
 @config
-class ModelSettings:
-    """Which generator is aligned."""
+class ShapesSettings:
+    """The embedded model."""
 
     name: Literal["shapes"] = setting("model; `shapes` is embedded in the package", default="shapes")
     dtype: Dtype = setting(
@@ -37,11 +42,23 @@ class ModelSettings:
     device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
 
 
+ModelSettings = ShapesSettings | ReleasedSettings
+
+
+@config
+class ModelChoice:
+    """A model by itself, as commands other than training take it."""
+
+    model: ShapesSettings | ReleasedSettings
+
+
 @config
 class RewardSettings:
     """One reward and its weight."""
 
-    name: RewardName = setting("reward; steadiness is the opposite of flicker, random is a control that knows nothing")
+    name: RewardName = setting(
+        "reward; steadiness is the opposite of flicker, random is a control that knows nothing; pixel_* judge any video"
+    )
     weight: float = setting("share of influence on the sum", default=1.0, ge=0)
 
 
@@ -51,7 +68,7 @@ class TrainConfig:
 
     seed: int = setting("seed of every random number of the run", default=0, ge=0, le=2**32 - 1)
     steps: int = setting("rollouts, each followed by one update", unit="steps", ge=1)
-    model: ModelSettings
+    model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
     prompts: str = setting(
         "file with one prompt a line; `train`: the training scenes of the shapes world; `practice`: the same, with the "
         "two motions that the embedded model finds hard, bounce and pulse, five times as often"
@@ -70,6 +87,12 @@ class TrainConfig:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserError(f"rewards: {', '.join(repeated)} is named twice; give each reward once, with its weight")
+        strangers = [name for name in names if name not in (*ANY_VIDEO, "random")]
+        if isinstance(self.model, ReleasedSettings) and strangers:
+            raise UserError(
+                f"rewards: {', '.join(strangers)} judges the shapes world alone, and the model is {self.model.name}; "
+                f"any video is judged by {', '.join(ANY_VIDEO)}"
+            )
         if self.optimizer.minibatches > self.rollout.prompts:
             raise UserError(
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
@@ -80,26 +103,24 @@ class TrainConfig:
 def resolved(cfg: TrainConfig) -> TrainConfig:
     """The configuration with nothing left to the machine, as a run stores it; UserError for a device that is absent."""
     check_device(cfg.model.device)
-    if cfg.model.dtype != "auto":
-        return cfg
     native = default_dtype(cfg.model.device) == torch.bfloat16
-    return replace(cfg, model=replace(cfg.model, dtype="bfloat16" if native else "float32"))
+    dtype: Dtype = cfg.model.dtype if cfg.model.dtype != "auto" else "bfloat16" if native else "float32"
+    return replace(cfg, model=replace(cfg.model, dtype=dtype))
 
 
-def check_device(device: str) -> None:
-    """Raise UserError unless torch can put a tensor there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model.device={device}: not usable here ({reason}); cpu always is") from None
+def model_settings(name: str) -> ModelSettings:
+    """The settings of a model by its name; UserError with the nearest names for one that is unknown."""
+    if name == ShapesSettings().name:
+        return ShapesSettings()
+    return ReleasedSettings(name=cast(ReleasedName, released(name).name))
 
 
 def make_generator(settings: ModelSettings) -> WanGenerator:
     """The generator that the settings name, on its device."""
+    if isinstance(settings, ReleasedSettings):
+        return open_model(settings)
     check_device(settings.device)
-    dtypes = {"auto": default_dtype(settings.device), "bfloat16": torch.bfloat16, "float32": torch.float32}
-    model = load_shapes_model(dtypes[settings.dtype])
+    model = load_shapes_model(torch_dtype(settings.dtype, settings.device))
     model.transformer.to(settings.device)
     for module in (model.text_encoder, model.codec):
         assert isinstance(module, torch.nn.Module)
@@ -114,6 +135,8 @@ def make_rewards(cfg: TrainConfig) -> list[Reward]:
     for settings in cfg.rewards:
         if settings.name == "random":
             made.append(RandomReward(cfg.seed))
+        elif settings.name in ANY_VIDEO:
+            made.append(ANY_VIDEO[settings.name])
         elif settings.name == "steadiness":
             made.append(OracleReward("steadiness", "flicker", oracles, sign=-1.0))
         else:
@@ -123,7 +146,9 @@ def make_rewards(cfg: TrainConfig) -> list[Reward]:
 
 def make_prompts(cfg: TrainConfig) -> PromptList:
     """The prompts that training draws from; UserError when the oracles could not judge one."""
-    if cfg.prompts in ("train", "practice"):
+    if isinstance(cfg.model, ReleasedSettings):
+        texts = read_prompts(cfg.prompts)
+    elif cfg.prompts in ("train", "practice"):
         scenes = split("train")
         if cfg.prompts == "practice":
             scenes += tuple(scene for scene in scenes if scene.motion in HARD_MOTIONS) * (PRACTICE - 1)

@@ -1,61 +1,273 @@
-"""``astrolabe generate``: videos of the bare model or of a run, as mp4 files with a JSON line each."""
+"""``astrolabe generate``: videos of any length as they come, from prompts or scripts, with a JSON line each."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from rich.progress import Progress
+from torch import Tensor
 
+from astrolabe.data.scripts import Script, plan, prompts_of
 from astrolabe.experiment import ModelSettings, make_generator
-from astrolabe.models.base import Generator
-from astrolabe.rollout.group import generate as stream_videos
-from astrolabe.rollout.group import video_noise
+from astrolabe.models.adapters import read_adapter
+from astrolabe.models.lora import freeze_onto
+from astrolabe.models.opening import ReleasedSettings, embed
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.rl.policies import Policies
+from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.runs import RunFolder, open_run
+from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.video import write_mp4
+from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
+from astrolabe.runtime.video import Mp4Writer, read_last_frames
 from astrolabe.shapes.model import CLIP_FRAMES
 from astrolabe.shapes.world import FPS
+from astrolabe.types import Latents, TextEmbeddings, Video
+
+TRAINED_FRAMES = 21  # latent frames of the clips that the released models were distilled on
+SMALL = 128  # pixels: smaller videos are written larger, to be looked at
 
 
-def generate(prompts: Sequence[str], run: Path | None, frames: int | None, seed: int, out: Path) -> list[Path]:
-    """One mp4 a prompt in ``out`` (made, never overwritten), and ``videos.jsonl`` with a line a video.
+@dataclass(frozen=True)
+class Job:
+    """What is to be made. ``seconds`` or ``frames`` (latent) say how long; with neither, the script, or one clip.
 
-    Raises UserError for words that the model's world does not know, frames that no chunking fits, or files in the way.
+    ``start``: an image, or a video whose end is gone on from; it is the beginning of every video, and counts in its
+    length. ``batch`` videos are made side by side.
     """
-    generator: Generator
-    if run is None:
-        generator, policies, length, name = make_generator(ModelSettings()), None, CLIP_FRAMES, ModelSettings().name
-    else:
-        cfg, generator, policies = open_run(RunFolder(run))
-        length, name = cfg.rollout.frames, cfg.model.name
-    length = length if frames is None else frames
-    generator.stream.chunks(length)
-    text = generator.encode_text(prompts)
-    paths = [out / f"{index:04d}.mp4" for index in range(len(prompts))]
-    taken = [str(path) for path in (*paths, out / "videos.jsonl") if path.exists()]
+
+    scripts: Sequence[Script]
+    model: ModelSettings
+    out: Path
+    adapter: Path | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    seed: int = 0
+    batch: int = 1
+    latents: bool = False
+    start: Path | None = None
+
+
+@dataclass(frozen=True)
+class Take:
+    """One video of a job: its number, its script, and the latent frames of every shot."""
+
+    number: int
+    script: Script
+    frames: tuple[int, ...]
+
+    @property
+    def timing(self) -> tuple[Any, ...]:
+        """Takes of one timing can be made side by side."""
+        return self.frames, tuple(shot.enter for shot in self.script)
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Pixels to latents."""
+
+    def encode(self, video: Video) -> Latents: ...
+
+
+def generate(job: Job) -> Iterator[Path]:
+    """Make the videos; gives the path of each when it is whole: ``out/0000.mp4`` and so on, never overwritten.
+
+    Under torchrun every process makes its share of them, on its own device. Raises UserError for what cannot be made,
+    Interrupted after Ctrl-C: what was at work stays, playable, as ``0000.part.mp4``.
+    """
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    job = replace(job, model=on_own_device(job.model))
+    generator, policies = open_generator(job)
+    takes = takes_of(job, generator)[rank::world]
+    lines = job.out / (f"videos.rank{rank}.jsonl" if world > 1 else "videos.jsonl")
+    check_free([lines, *(file for take in takes for file in files_of(job, take))], job.out)
+    text = {prompt: generator.encode_text([prompt]) for prompt in prompts_of([take.script for take in takes])}
+    given = read_start(job.start, generator) if job.start else None
+    if given is not None and any(take.frames[0] <= given.shape[1] for take in takes):
+        raise UserError(
+            f"{job.start} fills {given.shape[1]} latent frames and leaves nothing to make; ask for longer videos"
+        )
+    job.out.mkdir(parents=True, exist_ok=True)
+    with (
+        lines.open("a", encoding="utf-8") as file,
+        graceful_interrupt() as interrupt,
+        Progress(transient=True, disable=rank > 0) as progress,
+        policies.using("learner") if policies else nullcontext(),
+    ):
+        for _, alike in groupby(sorted(takes, key=lambda take: take.timing), key=lambda take: take.timing):
+            row = list(alike)
+            for first in range(0, len(row), job.batch):
+                batch = row[first : first + job.batch]
+                for take, line in zip(
+                    batch, make(job, generator, batch, text, given, progress, interrupt), strict=True
+                ):
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    file.flush()
+                    yield job.out / f"{take.number:04d}.mp4"
+
+
+def on_own_device(settings: ModelSettings) -> ModelSettings:
+    """Of several processes on one machine, each has the GPU of its own number."""
+    local = os.environ.get("LOCAL_RANK")
+    return replace(settings, device=f"cuda:{local}") if settings.device == "cuda" and local else settings
+
+
+def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
+    """The model with its adapter: a run's own slot, or any other adapter as part of the base."""
+    if isinstance(job.model, ReleasedSettings):
+        embed_with_bar(job.model, prompts_of(job.scripts))
+    if job.adapter and (job.adapter / "config.yaml").exists():
+        _, generator, policies = open_run(RunFolder(job.adapter), job.model)
+        return generator, policies
+    adapter = read_adapter(job.adapter) if job.adapter else None
+    generator = make_generator(job.model)
+    if adapter:
+        freeze_onto(generator.transformer, adapter, str(job.adapter))
+    return generator, None
+
+
+def embed_with_bar(settings: ReleasedSettings, prompts: Sequence[str]) -> int:
+    """``models.opening.embed`` with a progress bar; gives how many prompts were new."""
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"embedding prompts into {settings.text_cache}", total=None)
+        return embed(settings, prompts, lambda count: progress.update(task, total=count),
+                     lambda done: progress.advance(task, done))  # fmt: skip
+
+
+def takes_of(job: Job, generator: WanGenerator) -> list[Take]:
+    """Every video with the lengths of its shots; UserError when a length cannot be had."""
+    stream = generator.stream
+    takes = []
+    for number, script in enumerate(job.scripts):
+        written = [shot.seconds for shot in script]
+        if job.frames is not None:
+            stream.chunks(job.frames)
+            total = (4 * job.frames - 3) / FPS
+        elif job.seconds is not None:
+            total = job.seconds
+        elif None not in written:
+            total = sum(seconds for seconds in written if seconds)
+        else:
+            clip = CLIP_FRAMES if not isinstance(job.model, ReleasedSettings) else TRAINED_FRAMES
+            total = (4 * clip - 3) / FPS
+        takes.append(Take(number, script, plan(script, total, FPS, stream.chunk_frames)))
+    longest, settings = max(sum(take.frames) for take in takes), job.model
+    endless = stream.window_frames is None and stream.rebuild_frames is None
+    if isinstance(settings, ReleasedSettings) and endless and longest > TRAINED_FRAMES:
+        print(
+            f"astrolabe: {settings.name} remembers all {longest} latent frames (trained on {TRAINED_FRAMES}): memory "
+            f"grows; --model.window_frames {TRAINED_FRAMES} --model.positions relative bounds it",
+            file=sys.stderr,
+        )
+    return takes
+
+
+def files_of(job: Job, take: Take) -> list[Path]:
+    """What a take leaves on disk."""
+    names = [".mp4", ".part.mp4", *([".safetensors"] if job.latents else [])]
+    return [job.out / f"{take.number:04d}{name}" for name in names]
+
+
+def check_free(files: Sequence[Path], out: Path) -> None:
+    """UserError when something of the name is there already."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; name a folder with --out")
-    if taken:
+    if taken := [str(path) for path in files if path.exists()]:
         more = f" and {len(taken) - 1} more" if len(taken) > 1 else ""
         raise UserError(f"{taken[0]} exists{more}; name a new folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "videos.jsonl").open("a", encoding="utf-8") as lines:
-        for index, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
-            began = time.monotonic()
-            with policies.using("learner") if policies else nullcontext(), torch.no_grad():
-                _, video = stream_videos(generator, text[index : index + 1], length, video_noise(seed, [index]))
-            seconds = time.monotonic() - began
-            write_mp4(path, video[0], FPS, scale=4)
-            line: dict[str, Any] = {
-                "prompt": prompt, "file": path.name, "seed": seed, "video": index, "model": name,
-                "adapter": str(run) if run else None, "frames": video.shape[1], "seconds": round(seconds, 3),
-                "frames_per_second": round(video.shape[1] / seconds, 1),
-            }  # fmt: skip
-            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            lines.flush()
-    return paths
+
+
+def read_start(path: Path, generator: WanGenerator) -> Latents:
+    """The end of a video in whole chunks, or an image that stands still for one, as clean latents [1, f, c, h, w]."""
+    stream, codec = generator.stream, generator.codec
+    assert isinstance(codec, Encoder)
+    most = (stream.window_frames or TRAINED_FRAMES) // stream.chunk_frames * stream.chunk_frames
+    _, rows, columns = generator.latent_shape
+    video = read_last_frames(path, 4 * most - 3, 8 * rows, 8 * columns)
+    latent_frames = (len(video) + 3) // 4 // stream.chunk_frames * stream.chunk_frames
+    if len(video) > 1 and not latent_frames:
+        least = 4 * stream.chunk_frames - 3
+        raise UserError(f"{path}: has {len(video)} frames; a chunk is {least}. Name a longer video, or an image")
+    video = video.expand(4 * stream.chunk_frames - 3, -1, -1, -1) if len(video) == 1 else video[3 - 4 * latent_frames :]
+    return codec.encode(video[None].to(generator.device))
+
+
+def make(
+    job: Job, generator: WanGenerator, takes: Sequence[Take], text: Mapping[str, TextEmbeddings],
+    given: Latents | None, progress: Progress, interrupt: Interrupt,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Make takes of one timing side by side; gives the line of each."""
+    total = sum(takes[0].frames)
+    bar = progress.add_task(f"{takes[0].number:04d}.mp4" + (f" and {len(takes) - 1} more" if takes[1:] else ""))
+    progress.update(bar, total=total)
+    writers = [Mp4Writer(files_of(job, take)[0], FPS, scale_of(generator)) for take in takes]
+    kept: list[Latents] = []
+    began, first_frame = time.monotonic(), 0.0
+    try:
+        for video, latents in chunks_of(job, generator, takes, text, given):
+            for writer, frames in zip(writers, video, strict=True):
+                writer.write(frames)
+            kept += [latents.cpu()] if job.latents else []
+            first_frame = first_frame or time.monotonic() - began
+            progress.advance(bar, latents.shape[1])
+            if interrupt.requested:
+                raise Interrupted(f"stopped; {writers[0].partial} plays as far as it came")
+    finally:
+        for writer in writers:
+            writer.close()
+    seconds = time.monotonic() - began
+    progress.remove_task(bar)
+    lines = []
+    for place, (take, writer) in enumerate(zip(takes, writers, strict=True)):
+        line: dict[str, Any] = {
+            "prompt": take.script[0].prompt if len(take.script) == 1 else None,
+            "script": [vars(shot) | {"frames": n} for shot, n in zip(take.script, take.frames, strict=True)],
+            "file": writer.path.name, "seed": job.seed, "video": take.number, "model": job.model.name,
+            "adapter": str(job.adapter) if job.adapter else None, "start": str(job.start) if job.start else None,
+            "frames": writer.frames, "latent_frames": total, "beside": len(takes), "seconds": round(seconds, 3),
+            "first_frame_seconds": round(first_frame, 3), "frames_per_second": round(writer.frames / seconds, 1),
+        }  # fmt: skip
+        if job.latents:
+            save_tensors(files_of(job, take)[2], {"latents": torch.cat(kept, 1)[place]}, {"line": json.dumps(line)})
+        writer.finish()
+        lines.append(line)
+    return lines
+
+
+def chunks_of(
+    job: Job, generator: WanGenerator, takes: Sequence[Take], text: Mapping[str, TextEmbeddings], given: Latents | None
+) -> Iterator[tuple[Video, Latents]]:
+    """Pixels and latents of takes of one timing as they come, the given beginning first."""
+
+    def embeddings(shot: int) -> Tensor:
+        return torch.cat([text[take.script[shot].prompt] for take in takes])
+
+    stream = VideoStream(generator, embeddings(0), PlacedNoise(job.seed, [take.number for take in takes]))
+    for number, frames in enumerate(takes[0].frames):
+        if number:
+            enter = takes[0].script[number].enter
+            (stream.cut if enter == "cut" else stream.switch)(embeddings(number))
+        elif given is not None:
+            frames -= given.shape[1]
+            video = stream.begin_with(given)
+            assert video is not None
+            yield video, given.expand(len(takes), *given.shape[1:])
+        for _ in range(frames // generator.stream.chunk_frames):
+            chunk = stream.step()
+            assert chunk.video is not None
+            yield chunk.video, chunk.latents
+
+
+def scale_of(generator: WanGenerator) -> int:
+    """How many pixels of the file show one of the video."""
+    return 4 if 8 * generator.latent_shape[1] < SMALL else 1

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from astrolabe.experiment import TrainConfig, make_generator
+from astrolabe.experiment import ModelSettings, TrainConfig, make_generator
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rl.policies import Policies
+from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.runtime.checkpoint import CheckpointStore, fingerprint, load_tensors, save_tensors
 from astrolabe.runtime.config import diff, load_yaml, save_yaml
 from astrolabe.runtime.errors import UserError
@@ -84,10 +84,11 @@ class RunFolder:
 
 
 def base_fingerprint(generator: WanGenerator) -> str:
-    """What tells one base model from another: a hash of the transformer's frozen tensors, adapters left out."""
+    """What tells one base model from another: a hash of the transformer's frozen tensors, slots left out."""
     weights = generator.transformer.state_dict()
+    slots = tuple(f".{slot}.weight" for slot in SLOTS)
     return fingerprint(
-        {key.replace(".base_layer.", "."): value for key, value in weights.items() if "lora_" not in key}
+        {key.replace(".base_layer.", "."): value for key, value in weights.items() if not key.endswith(slots)}
     )
 
 
@@ -113,14 +114,17 @@ def load_adapter(path: Path, generator: WanGenerator, policies: Policies, cfg: T
     policies.load("learner", tensors)
 
 
-def open_run(folder: RunFolder) -> tuple[TrainConfig, WanGenerator, Policies]:
-    """A finished run's configuration, generator, and policies with the trained adapter in the learner's slot."""
+def open_run(folder: RunFolder, model: ModelSettings | None = None) -> tuple[TrainConfig, WanGenerator, Policies]:
+    """A finished run's configuration, generator, and policies with the trained adapter in the learner's slot.
+
+    ``model``: how to open it now, when not as it was trained (on another device, with another window).
+    """
     cfg = folder.config()
     if not folder.finished:
         raise UserError(
             f"{folder.path} has no {ADAPTER} yet: its training has not ended; resume it with the same command"
         )
-    generator = make_generator(cfg.model)
+    generator = make_generator(model or cfg.model)
     policies = make_policies(cfg, generator)
     load_adapter(folder.path / ADAPTER, generator, policies, cfg)
     return cfg, generator, policies

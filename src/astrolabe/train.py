@@ -23,14 +23,10 @@ from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, 
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
-from astrolabe.runtime.interrupts import graceful_interrupt
+from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
 from astrolabe.types import Experience, Metrics
-
-
-class Interrupted(Exception):
-    """Training stopped on request; says what lies on disk."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +88,11 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     """
     cfg, folder = resolved(cfg), RunFolder(out)
     # What cannot work should fail before a folder is made.
-    generator, rewards, prompts = make_generator(cfg.model), make_rewards(cfg), make_prompts(cfg)
+    rewards, prompts = make_rewards(cfg), make_prompts(cfg)
+    generator = make_generator(cfg.model)
     algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
     generator.stream.chunks(cfg.rollout.frames)
-    generator.encode_text(prompts.prompts)
+    generator.check_prompts(prompts.prompts)
     algorithm.level_table(generator)
     folder.claim(cfg)
     with claimed(out):

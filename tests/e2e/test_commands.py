@@ -103,7 +103,7 @@ def test_generate_writes_playable_videos_and_a_line_each(run: Path, tmp_path: Pa
     import av
 
     out = tmp_path / "videos"
-    main(["generate", "--run", str(run), "--prompt", "a red circle moving left", "--prompt", "blue square, up",
+    main(["generate", "--adapter", str(run), "--prompt", "a red circle moving left", "--prompt", "blue square, up",
           "--frames", "6", "--out", str(out)])  # fmt: skip
     lines = [json.loads(line) for line in (out / "videos.jsonl").read_text().splitlines()]
     assert [line["prompt"] for line in lines] == ["a red circle moving left", "blue square, up"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from astrolabe.models import adapters
 from astrolabe.models.adapters import Adapter, Pair, from_diffusers, from_slot, read_adapter, to_diffusers
-from astrolabe.models.lora import LoraSlots
+from astrolabe.models.lora import LoraSlots, freeze_onto
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
@@ -133,6 +133,42 @@ def test_a_merged_checkpoint_keeps_the_layout_and_computes_what_the_adapter_does
     assert (after.container, after.names, after.file.format) == (before.container, before.names, before.file.format)
     assert {k: e.dtype for k, e in after.entries.items()} == {k: e.dtype for k, e in before.entries.items()}
     torch.testing.assert_close(velocity(load_transformer(merged)), velocity(wan), rtol=0, atol=1e-5)
+
+
+def test_a_frozen_adapter_belongs_to_the_base_under_every_slot() -> None:
+    wan, adapter = trained()
+    with_it = velocity(wan)
+    base = network()
+    freeze_onto(base, adapter, "lora.pt")
+    torch.testing.assert_close(velocity(base), with_it, rtol=0, atol=1e-5)
+    slots = LoraSlots(base, ("learner", "behavior"), 2, 2.0, torch.Generator().manual_seed(3))
+    assert set(slots.tensors("learner")) == set(LoraSlots(network(), ("x",), 2, 2.0, torch.Generator()).tensors("x"))
+    with torch.no_grad():
+        for name, value in slots.tensors("learner").items():
+            value.copy_(0.1 * torch.randn(value.shape) if "lora_B" in name else value)
+    learner = velocity(base)
+    assert not torch.allclose(learner, with_it, atol=1e-3)
+    for slot in (None, "behavior"):
+        with slots.using(slot):
+            torch.testing.assert_close(velocity(base), with_it, rtol=0, atol=1e-5)
+    trainable = {name for name, parameter in base.named_parameters() if parameter.requires_grad}
+    assert trainable and all("learner" in name for name in trainable)
+
+
+def test_two_frozen_adapters_of_different_layers_and_ranks_add_up() -> None:
+    _, adapter = trained()
+    some = {layer: pair for layer, pair in adapter.items() if "ffn" in layer}
+    rest = {layer: pair for layer, pair in adapter.items() if "ffn" not in layer}
+    name = next(iter(rest))
+    rest[name] = Pair(torch.cat([rest[name].a] * 2), torch.cat([rest[name].b] * 2, 1), rest[name].scale / 2)
+    one, two = network(), network()
+    freeze_onto(one, adapter, "all")
+    freeze_onto(two, some, "some")
+    freeze_onto(two, rest, "rest")
+    torch.testing.assert_close(velocity(two), velocity(one), rtol=0, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in two.parameters())
+    with pytest.raises(UserError, match=r"wide\.pt does not fit the model: 1 layers of another size"):
+        freeze_onto(network(), {name: Pair(torch.zeros(4, 99), torch.zeros(256, 4), 1.0)}, "wide.pt")
 
 
 def test_an_adapter_for_another_size_is_refused(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def encode(prompts: Sequence[str]) -> Tensor:
 
 
 def test_what_is_stored_comes_back_padding_included(tmp_path: Path) -> None:
-    cache = TextCache(tmp_path, "umt5")
+    cache = TextCache(tmp_path, "umt5", 4)
     prompts = ["a cat", "a big dog", "a cat", "ünïcode"]
     assert cache.fill(prompts, encode, batch=2) == 3 and asked == ["a cat", "a big dog", "ünïcode"]
     assert torch.equal(cache.encode(prompts), encode(prompts))
@@ -39,17 +39,17 @@ def test_what_is_stored_comes_back_padding_included(tmp_path: Path) -> None:
 
 
 def test_another_encoder_shares_nothing(tmp_path: Path) -> None:
-    TextCache(tmp_path, "one").fill(["a cat"], encode)
-    assert TextCache(tmp_path, "two").missing(["a cat"]) == ["a cat"]
+    TextCache(tmp_path, "one", 4).fill(["a cat"], encode)
+    assert TextCache(tmp_path, "two", 4).missing(["a cat"]) == ["a cat"]
 
 
 def test_a_prompt_that_was_not_embedded_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no embedding of 'a cat' and 1 more.*astrolabe embed"):
-        TextCache(tmp_path, "umt5").encode(["a cat", "a dog"])
+        TextCache(tmp_path, "umt5", 4).encode(["a cat", "a dog"])
 
 
 def test_many_writers_and_readers_agree(tmp_path: Path) -> None:
-    cache = TextCache(tmp_path, "umt5")
+    cache = TextCache(tmp_path, "umt5", 4)
     prompts = [f"p{i}" for i in range(12)]
 
     def work(_: int) -> Tensor:

@@ -38,18 +38,23 @@ def test_held_out_scenes_never_occur_in_the_training_of_the_model() -> None:
     assert (batch.counted[:, 3:] == 1).all() and (batch.counted[~from_the_start, :3] == 0).all()
 
 
-def test_emphasis_draws_the_scenes_of_a_motion_more_often() -> None:
+def test_emphasis_draws_the_scenes_of_a_shape_or_a_motion_more_often() -> None:
     rng = torch.Generator().manual_seed(0)
     codec = Codec().eval()
 
     def share(emphasis: dict[str, float] | None) -> float:
         data = LatentData(codec, 1, rng, emphasis)
-        captions = data.draw(4000, 3, 3, rng).captions
-        return sum(parse(text).motion == "pulse" for text in captions) / len(captions)
+        scenes = [parse(text) for text in data.draw(4000, 3, 3, rng).captions]
+        return sum(scene.motion == "pulse" and scene.shape == "cross" for scene in scenes) / len(scenes)
 
-    plain = sum(scene.motion == "pulse" for scene in split("train")) / len(split("train"))
-    assert share(None) == pytest.approx(plain, abs=0.02)
-    assert share({"pulse": 3.0}) == pytest.approx(3 * plain / (1 + 2 * plain), abs=0.03)
+    def expected(emphasis: dict[str, float]) -> float:
+        weights = {s: emphasis.get(s.motion, 1.0) * emphasis.get(s.shape, 1.0) for s in split("train")}
+        wanted = sum(w for s, w in weights.items() if s.motion == "pulse" and s.shape == "cross")
+        return wanted / sum(weights.values())
+
+    for emphasis in ({}, {"pulse": 3.0}, {"pulse": 3.0, "cross": 3.0}):
+        assert share(emphasis or None) == pytest.approx(expected(emphasis), abs=0.03)
+    assert expected({}) < 0.06 < expected({"pulse": 3.0, "cross": 3.0})
 
 
 def test_a_stage_is_done_once_a_plan(tmp_path: Path) -> None:

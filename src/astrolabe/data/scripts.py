@@ -111,6 +111,8 @@ def frames_of(seconds: float, fps: int, chunk: int) -> int:
 
 def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
     """Latent frames of every shot for a video of ``total`` seconds; shots without a length share what is left."""
+    if not 0 < total < math.inf:
+        raise UserError(f"seconds={total:g}: a length must be above zero")
     known = sum(shot.seconds for shot in script if shot.seconds is not None)
     open_shots = sum(shot.seconds is None for shot in script)
     left = total - known

@@ -1,4 +1,7 @@
-"""LoRA slots: several adapters on one frozen base, float32 whatever the base computes in."""
+"""LoRA slots: several adapters on one frozen base, float32 whatever the base computes in.
+
+A base may have a frozen adapter of its own already (``freeze_onto``): it belongs to the base and acts always.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,60 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from astrolabe.models.adapters import Adapter, fits
+from astrolabe.models.wan.config import WanConfig
 from astrolabe.runtime.errors import UserError
 
 # Every linear layer of every block (method: policies); embeddings and head stay as they are.
 TARGETS = r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)|blocks\.\d+\.ffn\.(0|2)"
+FROZEN = "frozen"  # what the names of adapters that belong to the base begin with
+
+
+def lora_parameters(config: WanConfig, rank: int) -> int:
+    """Numbers of one slot: eight square layers and two of the MLP in every block."""
+    square, wide = 2 * config.dim, config.dim + config.ffn_dim
+    return config.num_layers * rank * (8 * square + 2 * wide)
+
+
+def freeze_onto(base: nn.Module, adapter: Adapter, source: str) -> None:
+    """Make ``adapter`` part of ``base`` for good: it always acts, beside whichever slot does, and is never trained.
+
+    It is not merged into the weights: small changes of a bfloat16 weight would be rounded away. Raises UserError when
+    it does not fit; ``source`` names it there.
+    """
+    linear = {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
+    fits(adapter, linear, source)
+    taken = {name for layer in lora_layers(base).values() for name in layer.lora_A}
+    own = f"{FROZEN}{len(taken)}"
+    ranks = {layer: pair.a.shape[0] for layer, pair in adapter.items()}
+    alphas = {layer: pair.scale * pair.a.shape[0] for layer, pair in adapter.items()}
+    config = LoraConfig(target_modules=list(adapter), rank_pattern=ranks, alpha_pattern=alphas)
+    with quiet():
+        inject_adapter_in_model(config, base, own)
+    with torch.no_grad():
+        for name, layer in lora_layers(base).items():
+            if name in adapter:
+                layer.lora_A[own].to(adapter[name].a.dtype).weight.copy_(adapter[name].a)
+                layer.lora_B[own].to(adapter[name].b.dtype).weight.copy_(adapter[name].b)
+            layer.set_adapter([known for known in layer.lora_A if known.startswith(FROZEN)])
+    base.requires_grad_(False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warning about a second adapter on a model: several are the point here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        yield
+
+
+def lora_layers(base: nn.Module) -> dict[str, LoraLayer]:
+    """The layers that have adapters, by name."""
+    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}
 
 
 class LoraSlots:
@@ -26,13 +79,10 @@ class LoraSlots:
     def __init__(self, base: nn.Module, names: Sequence[str], rank: int, alpha: float, generator: torch.Generator):
         self.names = tuple(names)
         base.requires_grad_(False)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are the point
+        with quiet():
             for name in names:
                 inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), base, name)
-        self.layers: dict[str, LoraLayer] = {
-            key: module for key, module in base.named_modules() if isinstance(module, LoraLayer)
-        }
+        self.layers = {key: layer for key, layer in lora_layers(base).items() if self.names[0] in layer.lora_A}
         with torch.no_grad():
             for layer in self.layers.values():
                 start = torch.empty(layer.lora_A[names[0]].weight.shape)  # drawn on the CPU: the same start everywhere
@@ -56,14 +106,14 @@ class LoraSlots:
 
     def _activate(self, name: str | None) -> None:
         for layer in self.layers.values():
-            layer.enable_adapters(name is not None)
-            if name is not None:
-                layer.set_adapter(name)
+            acting = [adapter for adapter in layer.lora_A if adapter == name or adapter.startswith(FROZEN)]
+            layer.enable_adapters(bool(acting))
+            if acting:
+                layer.set_adapter(acting)
             # peft makes whatever is active trainable; here only the first slot ever is
-            for slot in self.names:
-                trainable = slot == self.names[0]
-                layer.lora_A[slot].requires_grad_(trainable)
-                layer.lora_B[slot].requires_grad_(trainable)
+            for adapter in layer.lora_A:
+                for matrix in (layer.lora_A[adapter], layer.lora_B[adapter]):
+                    matrix.requires_grad_(adapter == self.names[0])
         self.active = name
 
     def tensors(self, name: str) -> dict[str, Tensor]:

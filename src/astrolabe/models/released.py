@@ -22,7 +22,9 @@ FPS = 16
 WAN_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B"
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-TOKENIZER_FOLDER = "google/umt5-xxl"
+TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
+BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+
 
 CHUNKWISE = StreamConfig(
     chunk_frames=3,
@@ -114,11 +116,11 @@ def released(name: str) -> ReleasedModel:
     return RELEASED[name]
 
 
-def find_file(source: str, repository: str, file: str) -> Path:
+def find_file(source: str, repository: str, file: str, fetch: bool = True) -> Path:
     """A file of a model: ``source`` is a local file, a local folder, or empty for ``repository`` on the hub.
 
     A folder may have the file where the repository has it, or at its top. What is on the hub is downloaded once;
-    with HF_HUB_OFFLINE=1 the cache alone is asked.
+    with HF_HUB_OFFLINE=1, or without ``fetch``, the cache alone is asked.
     """
     place = Path(source).expanduser()
     if source and place.is_file():
@@ -130,20 +132,20 @@ def find_file(source: str, repository: str, file: str) -> Path:
         raise UserError(f"{place}: has neither {file} nor {Path(file).name}; download it there, or name the file")
     if source and (place.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise UserError(f"{source}: no such file or folder, and not a hub id (owner/name)")
-    return download(source or repository, file)
+    return download(source or repository, file, fetch)
 
 
-def download(repository: str, file: str) -> Path:
+def download(repository: str, file: str, fetch: bool = True) -> Path:
     """A file of a hub repository, from the cache when it is there. UserError when it cannot be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, file))
+        return Path(hf_hub_download(repository, file, local_files_only=not fetch))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        why = f"cannot be downloaded ({str(error).strip().splitlines()[0]})" if fetch else "not on this machine"
         raise UserError(
-            f"{repository}/{file}: cannot be downloaded ({reason}); get it elsewhere and name its folder with --weights"
+            f"{repository}/{file}: {why}; name its folder with --model.weights (--model.wan for VAE and text encoder)"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 One safetensors file a prompt, under a name made of the encoder's identity and the prompt: written whole or not at all,
 read by any number of processes at once, and equal whoever wrote it. Rows of padding are zero and are not stored.
+``encoder.json`` says whose embeddings a folder holds: they are found again without the encoder.
 """
 
 from __future__ import annotations
@@ -17,17 +18,50 @@ from torch import Tensor
 
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import write_whole
 from astrolabe.types import TextEmbeddings
 
+OWNER = "encoder.json"
 Encode = Callable[[Sequence[str]], TextEmbeddings]
 
 
 @dataclass(frozen=True)
 class TextCache:
-    """``encoder`` names the encoder's weights (a hash, or anything that changes with them)."""
+    """``encoder`` names the encoder's weights (a hash, say); a token's row has ``dim`` numbers."""
 
     folder: Path
     encoder: str
+    dim: int
+
+    @classmethod
+    def open(cls, folder: Path | str) -> TextCache:
+        """The cache in ``folder``; UserError when there is none."""
+        file = Path(folder) / OWNER
+        try:
+            owner = json.loads(file.read_text(encoding="utf-8"))
+            return cls(Path(folder), str(owner["encoder"]), int(owner["dim"]))
+        except OSError:
+            raise UserError(
+                f"{folder}: no embedded prompts there; run `astrolabe embed PROMPTS`, or name the folder that has them "
+                "with --model.text_cache"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file}: damaged; remove it and run `astrolabe embed` again") from None
+
+    @classmethod
+    def create(cls, folder: Path | str, encoder: str, dim: int) -> TextCache:
+        """The cache of ``encoder`` in ``folder``, new or known; UserError when it is another encoder's."""
+        if (Path(folder) / OWNER).exists():
+            known = cls.open(folder)
+            if (known.encoder, known.dim) != (encoder, dim):
+                raise UserError(
+                    f"{folder} holds the embeddings of another text encoder ({known.encoder[:12]}; this one is "
+                    f"{encoder[:12]}); name another folder with --model.text_cache"
+                )
+            return known
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_whole(Path(folder) / OWNER, json.dumps({"encoder": encoder, "dim": dim}) + "\n")
+        return cls(Path(folder), encoder, dim)
 
     def path(self, prompt: str) -> Path:
         """Where the embedding of ``prompt`` lies, or would."""
@@ -58,13 +92,17 @@ class TextCache:
         metadata = {"prompt": prompt, "length": str(len(rows)), "encoder": self.encoder}
         save_tensors(path, {"rows": rows[:used].cpu()}, metadata)
 
-    def encode(self, prompts: Sequence[str]) -> TextEmbeddings:
-        """Embeddings [b, n, d] of prompts that all are in the cache; UserError names the first that is not."""
+    def check(self, prompts: Sequence[str]) -> None:
+        """UserError, naming the first that is not, unless all prompts are in the cache."""
         if absent := self.missing(prompts):
             more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
             raise UserError(
                 f"no embedding of {absent[0]!r}{more} in {self.folder}; run `astrolabe embed` on these prompts first"
             )
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbeddings:
+        """Embeddings [b, n, d] of prompts; see ``check``."""
+        self.check(prompts)
         return torch.stack([self._load(prompt) for prompt in prompts])
 
     def _load(self, prompt: str) -> Tensor:

@@ -121,9 +121,7 @@ def as_markdown(card: dict[str, Any]) -> str:
     stages = ", ".join(f"{name} {seconds} s" for name, seconds in card["seconds"].items())
     files = "\n".join(f"- `{name}` sha256 `{digest}`" for name, digest in card["files"].items())
     truth, sizes, plans = card["ground_truth"], card["parameters"], card["plans"]
-    emphasis = " and ".join(
-        f"{motion} is drawn {factor:g} times as often" for motion, factor in plans["student"]["emphasis"]
-    )
+    emphasis = ", ".join(f"{word} x {factor:g}" for word, factor in plans["student"]["emphasis"])
     return f"""# The embedded shapes model
 
 A causal Wan ({sizes["transformer."]:,} parameters) with a word-level text encoder
@@ -137,7 +135,8 @@ occur in the training of the transformer, only in that of the codec.
 **Training** (`make shapes`, seed {plans["codec"]["seed"]}; {stages}; {card["machine"]}).
 Codec: {plans["codec"]["steps"]} steps. Teacher: {plans["teacher"]["steps"]} steps of flow matching with clean context.
 Student: {plans["student"]["rounds"]} rounds of flow matching at the four warped levels, every
-{plans["student"]["match_every"]}th also of distribution matching on its own four-step rollouts; {emphasis}.
+{plans["student"]["match_every"]}th also of distribution matching on its own four-step rollouts. Drawn
+more often than others: {emphasis}.
 
 **Held-out scores** ({card["held_out"]["scenes"]} test scenes x {len(card["held_out"]["seeds"])} noise seeds)
 

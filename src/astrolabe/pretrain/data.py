@@ -31,7 +31,8 @@ class Batch:
 class LatentData:
     """``per_scene`` videos of every training scene (no others), encoded once.
 
-    ``emphasis`` says how much more often than others the scenes of a motion are drawn; without it all are alike.
+    ``emphasis`` says how much more often than others the scenes of a shape or a motion are drawn (a scene that has both
+    by the product); without it all are alike.
     """
 
     def __init__(
@@ -46,7 +47,8 @@ class LatentData:
         self.latents = torch.cat(rows)  # row r shows scene r % len(scenes)
         self.weights: Tensor | None = None
         if emphasis:
-            self.weights = torch.tensor([emphasis.get(scene.motion, 1.0) for scene in self.scenes]).repeat(per_scene)
+            factors = [emphasis.get(scene.shape, 1.0) * emphasis.get(scene.motion, 1.0) for scene in self.scenes]
+            self.weights = torch.tensor(factors).repeat(per_scene)
 
     def draw(self, count: int, frames: int, chunk: int, generator: torch.Generator) -> Batch:
         """``count`` windows of ``frames``; half start at the beginning, the others on any later chunk."""

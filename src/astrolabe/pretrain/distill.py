@@ -37,7 +37,7 @@ AT_SAMPLER_LEVELS = TeacherPlan(at_sampler_levels=1.0, text_dropout=0.0)
 class StudentPlan:
     """How the student is distilled: ``rounds`` on data, every ``match_every``-th of them also on its own rollouts.
 
-    ``emphasis``: motions that the teacher learned least are drawn more often, by these factors.
+    ``emphasis``: shapes and motions that the teacher learned least are drawn more often, by these factors.
     """
 
     rounds: int = 450

@@ -6,9 +6,14 @@ from collections.abc import Callable
 
 from astrolabe.experiment import TrainConfig
 from astrolabe.recipes import shapes as _shapes
+from astrolabe.recipes import wan as _wan
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "shapes": _shapes.shapes,
     "shapes_random": _shapes.shapes_random,
     "shapes_tiny": _shapes.shapes_tiny,
+    "self_forcing": _wan.self_forcing,
+    "causal_forcing": _wan.causal_forcing,
+    "longlive": _wan.longlive,
+    "krea_realtime": _wan.krea_realtime,
 }

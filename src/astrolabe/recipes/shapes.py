@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from astrolabe.experiment import ModelSettings, RewardSettings, TrainConfig
+from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
@@ -17,7 +17,7 @@ def shapes() -> TrainConfig:
     return TrainConfig(
         seed=0,
         steps=48,
-        model=ModelSettings(),
+        model=ShapesSettings(),
         prompts="practice",
         rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=36),
         rewards=(

@@ -163,6 +163,14 @@ class VideoStream:
         self.state = state
 
 
+def start(generator: Generator, prompts: Sequence[str], seed: int = 0, decode: bool = True) -> VideoStream:
+    """A stream of one video a prompt: ``for chunk in start(model, ["a cat"]): show(chunk.video)``.
+
+    Between chunks, ``stream.switch(model.encode_text(["a dog"]))`` goes on under another prompt, ``cut`` starts afresh.
+    """
+    return VideoStream(generator, generator.encode_text(prompts), PlacedNoise(seed, range(len(prompts))), decode)
+
+
 class PlacedNoise:
     """Noise that belongs to (seed, video, chunk, step): the same wherever a stream was interrupted and continued."""
 

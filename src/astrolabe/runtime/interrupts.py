@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from types import FrameType
 
 
+class Interrupted(Exception):
+    """Work stopped on request; says what lies on disk."""
+
+
 @dataclass
 class Interrupt:
     """``requested`` turns true at the first SIGINT or SIGTERM; the loop reads it where it can stop, after a step."""

@@ -56,11 +56,3 @@ def load_shapes_model(dtype: torch.dtype = torch.float32, folder: Path = SHIPPED
             if isinstance(layer, nn.Linear):
                 layer.to(dtype)  # as autocast would at every call
     return model
-
-
-def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the machine multiplies it natively, else float32."""
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32

@@ -60,10 +60,15 @@ class WanGenerator:
         )
 
     def encode_text(self, prompts: Sequence[str]) -> TextEmbeddings:
-        """Embeddings [b, n, d] of the prompts."""
+        """Embeddings [b, n, d] of the prompts, on the generator's device."""
         assert self.text_encoder is not None, "this generator was built without a text encoder"
         with torch.no_grad():
-            return self.text_encoder.encode(prompts)
+            return self.text_encoder.encode(prompts).to(self.device, self.weights_dtype)
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """UserError unless every prompt can be encoded; embeddings on disk are looked for, not read."""
+        check = getattr(self.text_encoder, "check", self.encode_text)
+        check(prompts)
 
     def condition(self, text: TextEmbeddings) -> Conditioning:
         """Text keys and values under the policy in force."""
@@ -116,5 +121,5 @@ class WanGenerator:
 
     def _run(self, x: Latents, timestep: Tensor, text: Conditioning, memory: Any, first_frame: int = 0) -> Latents:
         with self.precision():
-            velocity = self.transformer(x, timestep, text, memory, first_frame)
+            velocity = self.transformer(x.to(self.weights_dtype), timestep, text, memory, first_frame)
         return velocity.to(x.dtype)

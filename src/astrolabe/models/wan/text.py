@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from astrolabe.models.wan.weights import check, fill
+from astrolabe.runtime.checkpoint import fingerprint
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 from astrolabe.types import TextEmbeddings
@@ -103,6 +104,18 @@ class WanTextEncoder:
 
     def __init__(self, encoder: UMT5EncoderModel, tokenizer: Tokenizer):
         self.encoder, self.tokenizer = encoder, tokenizer
+
+    @property
+    def dim(self) -> int:
+        """Numbers of one token's embedding."""
+        return int(self.encoder.config.d_model)
+
+    def identity(self) -> str:
+        """What tells one encoder from another: a hash of its small tensors and of every tensor's name and shape."""
+        state = self.encoder.state_dict()
+        small = {name: value.float() for name, value in state.items() if value.numel() <= 2**16}
+        shapes = "".join(f"{name}{list(value.shape)}" for name, value in sorted(state.items()))
+        return fingerprint(small | {"shapes": torch.tensor(list(shapes.encode()), dtype=torch.uint8)})
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextEmbeddings:

@@ -165,17 +165,34 @@ def read_sizes(entries: Container, path: Path | str) -> dict[str, Any]:
     }
 
 
-def assemble_vae(
-    file: TensorFile, entries: Container, sizes: Mapping[str, Any], device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None, tile: int | None = None,
-) -> WanVAE:  # fmt: skip
-    """The VAE of ``sizes`` (diffusers' arguments) with tensors of ``file`` under Wan's own names."""
+def plan_vae(file: TensorFile, entries: Container, sizes: Mapping[str, Any]) -> tuple[AutoencoderKLWan, Container]:
+    """diffusers' network of ``sizes`` (its arguments) on ``meta``, and ``entries`` (Wan's own names) under its names.
+
+    Raises UserError for anything missing, unknown or of another shape.
+    """
     with torch.device("meta"):
         vae = AutoencoderKLWan(**sizes)
     renamed = {diffusers_name(name, sizes["num_res_blocks"]): entry for name, entry in entries.items()}
     check(renamed, vae, f"{file.path} (recognised as Wan's VAE, {len(entries)} tensors; names as in diffusers)")
+    return vae, renamed
+
+
+def assemble_vae(
+    file: TensorFile, entries: Container, sizes: Mapping[str, Any], device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None, tile: int | None = None,
+) -> WanVAE:  # fmt: skip
+    """The VAE of ``plan_vae`` with its tensors."""
+    vae, renamed = plan_vae(file, entries, sizes)
     fill(vae, file, renamed, device, dtype)
     return WanVAE(vae, tile)
+
+
+def check_vae(path: Path | str) -> int:
+    """Read nothing, but raise UserError unless ``load_vae`` would load the file; gives the count of its tensors."""
+    file = open_tensors(path)
+    entries = file.containers.get(FLAT, {})
+    plan_vae(file, entries, read_sizes(entries, path))
+    return len(entries)
 
 
 def load_vae(

@@ -130,14 +130,10 @@ def fill(
     module.eval().requires_grad_(False)
 
 
-def load_transformer(
-    path: Path | str,
-    containers: Sequence[str] = CONTAINERS,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    head_dim: int = HEAD_DIM,
-) -> CausalWan:
-    """The transformer of a checkpoint, frozen, on ``device`` in ``dtype`` (None: as stored).
+def plan_transformer(
+    path: Path | str, containers: Sequence[str] = CONTAINERS, head_dim: int = HEAD_DIM
+) -> tuple[Layout, CausalWan]:
+    """The layout of a checkpoint, and its transformer on ``meta``: the whole check, and nothing is read.
 
     Raises UserError for anything missing, unknown or of another shape, and says which layout was recognised.
     """
@@ -149,5 +145,20 @@ def load_transformer(
     with torch.device("meta"):
         transformer = CausalWan(config)
     check(layout.entries, transformer, f"{path} (recognised as {layout})")
+    return layout, transformer
+
+
+def load_transformer(
+    path: Path | str,
+    containers: Sequence[str] = CONTAINERS,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    head_dim: int = HEAD_DIM,
+) -> CausalWan:
+    """The transformer of a checkpoint, frozen, on ``device`` in ``dtype`` (None: as stored).
+
+    Errors as in ``plan_transformer``.
+    """
+    layout, transformer = plan_transformer(path, containers, head_dim)
     fill(transformer, layout.file, layout.entries, device, dtype)
     return transformer

@@ -1,0 +1,168 @@
+"""``astrolabe doctor``: what this machine is, and whether a recipe could start on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from astrolabe.experiment import TrainConfig, make_prompts, make_rewards
+from astrolabe.models.cache import cache_bytes
+from astrolabe.models.lora import lora_parameters
+from astrolabe.models.opening import Files, ReleasedSettings
+from astrolabe.models.released import released
+from astrolabe.models.text_cache import TextCache
+from astrolabe.models.wan.config import WanConfig
+from astrolabe.models.wan.vae import check_vae
+from astrolabe.models.wan.weights import plan_transformer
+from astrolabe.runs import RunFolder
+from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
+from astrolabe.runtime.errors import UserError
+from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
+VIDEO_BYTES = 3 * 4  # of one pixel, float32
+ROOM = 2**30  # bytes of disk that a run may need
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination; ``remedy`` says what to do when it is not well."""
+
+    name: str
+    well: bool
+    said: str
+    remedy: str = ""
+
+
+def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
+    """The machine, and for a configuration everything that training needs before its first step. Downloads nothing."""
+    yield from machine(out)
+    if cfg is None:
+        return
+    settings = cfg.model
+    yield attempt("device", lambda: device_of(cfg))
+    yield attempt("rewards", lambda: ", ".join(reward.name for reward in make_rewards(cfg)))
+    prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
+    yield prompts
+    stream, wan = STREAM, WAN
+    if isinstance(settings, ReleasedSettings):
+        files = Files(settings, download=False)
+        stream, wan = settings.stream, released(settings.name).wan
+        yield attempt("transformer", lambda: str(plan_transformer(files.transformer(), files.containers)[0]), DOWNLOAD)
+        yield attempt("its adapter", lambda: str(files.adapter() or "none"), DOWNLOAD)
+        yield attempt("VAE", lambda: f"{files.vae()}, {check_vae(files.vae())} tensors", DOWNLOAD)
+        if prompts.well:
+            yield attempt("text cache", lambda: coverage(cfg, settings))
+    yield attempt("clip", lambda: f"{len(stream.chunks(cfg.rollout.frames))} chunks of {stream.chunk_frames} frames")
+    yield room(cfg, wan)
+    yield attempt("output", lambda: writable(cfg, out))
+
+
+DOWNLOAD = "or let training download it, if this machine reaches the hub"
+
+
+def attempt(name: str, look: Callable[[], str], remedy: str = "") -> Finding:
+    """What ``look`` says; a UserError is the finding that it is not well."""
+    try:
+        return Finding(name, True, look())
+    except UserError as error:
+        return Finding(name, False, str(error), remedy)
+
+
+def machine(out: Path) -> Iterator[Finding]:
+    """What there is, whatever is to be done with it."""
+    cpu = torch.backends.cpu.get_cpu_capability()
+    yield Finding(
+        "machine", True, f"{platform.system()}, {os.cpu_count()} cores ({cpu}), Python {platform.python_version()}"
+    )
+    yield Finding("packages", True, ", ".join(f"{name} {version(name)}" for name in PACKAGES))
+    for index in range(torch.cuda.device_count()):
+        free, total = memory(f"cuda:{index}")
+        yield Finding(f"cuda:{index}", True, f"{torch.cuda.get_device_name(index)}, {size(free)} free of {size(total)}")
+    free, total = memory("cpu")
+    native = str(default_dtype("cpu")).removeprefix("torch.")
+    yield Finding("memory", True, f"{size(free)} free of {size(total)}; the CPU computes in {native}")
+    place = nearest_folder(out)
+    disk = shutil.disk_usage(place)
+    yield Finding(
+        "disk", disk.free > ROOM, f"{size(disk.free)} free at {place}", f"make room: a run wants {size(ROOM)}"
+    )
+
+
+def coverage(cfg: TrainConfig, settings: ReleasedSettings) -> str:
+    """That every prompt has its embedding; UserError names the first that has none."""
+    prompts = make_prompts(cfg).prompts
+    cache = TextCache.open(settings.text_cache)
+    cache.check(prompts)
+    return f"{len(prompts)} prompts in {settings.text_cache}"
+
+
+def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
+    """Whether weights, adapters, cache and videos fit the device; activations come on top and are not counted."""
+    settings = cfg.model
+    try:
+        check_device(settings.device)
+        free, _ = memory(settings.device)
+        dtype = torch_dtype(settings.dtype, settings.device)
+        shape = settings.latent_shape if isinstance(settings, ReleasedSettings) else LATENT_SHAPE
+        stream = settings.stream if isinstance(settings, ReleasedSettings) else STREAM
+    except UserError as error:
+        return Finding("memory needed", False, str(error))
+    frames = min(cfg.rollout.frames, stream.window_frames or cfg.rollout.frames)
+    parts = {
+        "weights": parameters(wan) * dtype.itemsize,
+        "adapters": lora_parameters(wan, cfg.lora.rank) * (3 * 4 + 3 * 4),  # three slots; gradient and two moments
+        "cache": cache_bytes(wan, cfg.rollout.micro_batch, frames, shape[1] * shape[2] // 4, dtype),
+        "videos": cfg.rollout.prompts * cfg.rollout.group_size * (4 * cfg.rollout.frames - 3)
+        * 64 * shape[1] * shape[2] * VIDEO_BYTES,
+    }  # fmt: skip
+    needed = sum(parts.values())
+    said = f"{size(needed)} without activations (" + ", ".join(f"{name} {size(n)}" for name, n in parts.items()) + ")"
+    remedy = f"{size(free)} are free on {settings.device}; lower lora.rank, rollout.group_size or rollout.micro_batch"
+    return Finding("memory needed", needed < free, said, remedy)
+
+
+def parameters(wan: WanConfig) -> int:
+    """Numbers of a transformer."""
+    from astrolabe.models.wan.transformer import CausalWan
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in CausalWan(wan).parameters())
+
+
+def writable(cfg: TrainConfig, out: Path) -> str:
+    """Where the run would go; UserError when it cannot."""
+    if RunFolder(out).holds_another(cfg):
+        raise UserError(f"{out} holds a run with another configuration; name a new folder with --out")
+    if out.exists() and not RunFolder(out).config_file.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no run; name a new or empty folder with --out")
+    place = nearest_folder(out)
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{place} cannot be written to; name another folder with --out")
+    return str(out)
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def device_of(cfg: TrainConfig) -> str:
+    """Where the base computes, and in what; UserError when it cannot."""
+    check_device(cfg.model.device)
+    return f"{cfg.model.device}, {str(torch_dtype(cfg.model.dtype, cfg.model.device)).removeprefix('torch.')}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,67 @@
+"""``astrolabe export``: what was trained, in the layout that other programs load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from astrolabe.experiment import ModelSettings
+from astrolabe.models import adapters
+from astrolabe.models.adapters import Adapter, from_slot, read_adapter
+from astrolabe.models.opening import Files, ReleasedSettings
+from astrolabe.models.wan.weights import recognise
+from astrolabe.runs import ADAPTER, RunFolder
+from astrolabe.runtime.checkpoint import load_tensors
+from astrolabe.runtime.device import Dtype, torch_dtype
+from astrolabe.runtime.errors import UserError
+
+Format = Literal["peft", "comfyui", "diffusers", "merged"]
+WORTH_A_WORD = 0.05  # error of a merged checkpoint's rounding, over the size of the change
+
+
+def export(source: Path, form: Format, out: Path, model: ModelSettings | None, dtype: Dtype | None = None) -> str:
+    """Write the adapter of ``source`` (a run, a PEFT folder, a LoRA file) as ``form`` to ``out``; gives what to tell.
+
+    ``model`` (None: the run's) is what a merged checkpoint is made from. Raises UserError when there is no adapter,
+    when it does not fit, or when something lies at ``out``.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists; name a new {'folder' if form == 'peft' else 'file'} with --out")
+    adapter, name = load(source)
+    if form == "peft":
+        adapters.write_peft(adapter, out, name)
+    elif form == "comfyui":
+        adapters.write_comfyui(adapter, out)
+    elif form == "diffusers":
+        adapters.write_diffusers(adapter, out)
+    else:
+        settings = model or (RunFolder(source).config().model if is_run(source) else None)
+        if not isinstance(settings, ReleasedSettings):
+            raise UserError("a merged checkpoint is made from a released model's own: name it with --model")
+        files = Files(settings)
+        layout = recognise(files.transformer(), files.containers)
+        error = adapters.write_merged(layout, adapter, out, torch_dtype(dtype, "cpu") if dtype else None)
+        note = f"{out} ({layout})"
+        if error > WORTH_A_WORD:
+            note += (
+                f"\nrounding errs by {error:.0%} of the size of the change; --dtype float32 keeps it, in a larger file"
+            )
+        return note
+    return str(out)
+
+
+def is_run(source: Path) -> bool:
+    """Whether a path is the folder of a run."""
+    return RunFolder(source).config_file.exists()
+
+
+def load(source: Path) -> tuple[Adapter, str]:
+    """An adapter from wherever it is, and the name of the model it belongs to, as far as that is known."""
+    if not is_run(source):
+        return read_adapter(source), ""
+    folder = RunFolder(source)
+    cfg = folder.config()
+    if not folder.finished:
+        raise UserError(f"{source} has no {ADAPTER} yet: its training has not ended; resume it with the same command")
+    tensors, _ = load_tensors(source / ADAPTER)
+    return from_slot(tensors, cfg.lora.rank, cfg.lora.alpha), cfg.model.name

@@ -1,0 +1,208 @@
+"""A released model, opened: from what a user has (a file, a folder, a hub id) to a generator that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from astrolabe.models.adapters import read_adapter
+from astrolabe.models.lora import freeze_onto
+from astrolabe.models.released import (
+    BESIDE_TOKENIZER,
+    TEXT_FILE,
+    TOKENIZER_FILE,
+    VAE_FILE,
+    WAN_REPOSITORY,
+    ReleasedModel,
+    find_file,
+    released,
+)  # fmt: skip
+from astrolabe.models.text_cache import OWNER, TextCache
+from astrolabe.models.wan.config import StreamConfig
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.text import WanTextEncoder, load_umt5
+from astrolabe.models.wan.vae import load_vae
+from astrolabe.models.wan.weights import load_transformer
+from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.device import Dtype, check_device, torch_dtype
+from astrolabe.runtime.errors import UserError
+
+PIXELS = 16  # rows and columns of a token: the VAE makes 8 one, the patch 2
+ReleasedName = Literal[
+    "self-forcing", "causal-forcing", "causal-forcing-framewise", "causal-forcing-2step", "causal-forcing-1step",
+    "longlive", "krea-realtime-14b",
+]  # fmt: skip
+
+
+@config
+class ReleasedSettings:
+    """A released model: where its files are, and how it streams."""
+
+    name: ReleasedName = setting("model; `astrolabe models` shows them all")
+    weights: str = setting("its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
+    container: Literal["own", "generator", "generator_ema"] = setting(
+        "which weights of a checkpoint that has several; `own`: those that its authors use", default="own"
+    )
+    adapter: str = setting(
+        "adapter that belongs to the model and stays frozen (PEFT folder or LoRA file); empty: its authors', if it has "
+        "one; `none`: none", default="",
+    )  # fmt: skip
+    wan: str = setting(f"folder or hub id with {VAE_FILE} and {TEXT_FILE}; empty: Wan's on the hub", default="")
+    text_cache: str = setting("folder of embedded prompts, which `astrolabe embed` fills", default="text_cache")
+    height: int = setting("height of the video, a multiple of 16", unit="pixels", default=480, ge=PIXELS)
+    width: int = setting("width of the video, a multiple of 16", unit="pixels", default=832, ge=PIXELS)
+    window_frames: int | None = setting(
+        "latent frames that a chunk sees, itself included; 0: all there are; none: as many as the model was made for",
+        default=None, ge=0,
+    )  # fmt: skip
+    sink_frames: int | None = setting(
+        "first latent frames that stay visible for ever; none: as many as the model was made for", default=None, ge=0
+    )
+    positions: Literal["own", "absolute", "relative"] = setting(
+        "of cached frames: where they stand in the video, or before the chunk at work (for videos longer than those of "
+        "training)", default="own",
+    )  # fmt: skip
+    rebuild_frames: int | None = setting(
+        "clean latent frames from which the cache is made anew before every chunk; none: it is kept", default=None, ge=1
+    )
+    vae_tile: int | None = setting(
+        "decode in tiles of so many latent rows and columns; none: whole frames", default=None, ge=8
+    )
+    dtype: Dtype = setting(
+        "what the frozen base is kept and computes in; `auto` is bfloat16 where the machine multiplies it natively",
+        default="auto",
+    )
+    device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
+
+    def __post_init__(self) -> None:
+        for name in ("height", "width"):
+            if getattr(self, name) % PIXELS:
+                raise UserError(f"{name}={getattr(self, name)} is not a multiple of {PIXELS} pixels")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of one latent frame."""
+        return 16, self.height // 8, self.width // 8
+
+    @property
+    def stream(self) -> StreamConfig:
+        """How it streams: the model's own ways, and what was set instead. UserError when they contradict each other."""
+        stream = released(self.name).stream
+        window, sink = stream.window_frames, stream.sink_frames
+        return replace(
+            stream,
+            window_frames=window if self.window_frames is None else self.window_frames or None,
+            sink_frames=sink if self.sink_frames is None else self.sink_frames,
+            positions=stream.positions if self.positions == "own" else self.positions,
+            rebuild_frames=self.rebuild_frames,
+        )
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files of a model are looked for; ``download`` False looks on this machine alone.
+
+    Every method raises UserError when its file is not to be had.
+    """
+
+    settings: ReleasedSettings
+    download: bool = True
+
+    @property
+    def model(self) -> ReleasedModel:
+        """The table's entry."""
+        return released(self.settings.name)
+
+    def transformer(self) -> Path:
+        """The checkpoint."""
+        return find_file(self.settings.weights, self.model.repository, self.model.file, self.download)
+
+    def adapter(self) -> Path | None:
+        """The adapter that belongs to the model, if one does."""
+        named = self.settings.adapter
+        if named == "none" or not (named or self.model.lora):
+            return None
+        if named and Path(named).is_dir():
+            return Path(named)
+        weights = Path(self.settings.weights)
+        beside = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
+        return find_file(named or beside, self.model.repository, self.model.lora or named, self.download)
+
+    def vae(self) -> Path:
+        """Wan's VAE."""
+        return find_file(self.settings.wan, WAN_REPOSITORY, VAE_FILE, self.download)
+
+    def text_encoder(self) -> Path:
+        """Wan's UMT5."""
+        return find_file(self.settings.wan, WAN_REPOSITORY, TEXT_FILE, self.download)
+
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer's files."""
+        folder = find_file(self.settings.wan, WAN_REPOSITORY, TOKENIZER_FILE, self.download).parent
+        for name in BESIDE_TOKENIZER:  # a folder has them or not; from the hub they are fetched one by one
+            with suppress(UserError):
+                find_file(self.settings.wan, WAN_REPOSITORY, f"{Path(TOKENIZER_FILE).parent}/{name}", self.download)
+        return folder
+
+    @property
+    def containers(self) -> tuple[str, ...]:
+        """Which parts of the checkpoint may be used, in order."""
+        own = self.model.containers
+        return own if self.settings.container == "own" else (self.settings.container,)
+
+
+def open_model(settings: ReleasedSettings) -> WanGenerator:
+    """The generator; prompts come from its text cache. UserError for whatever is missing or does not fit."""
+    check_device(settings.device)
+    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.device)
+    stream, cache, adapter = settings.stream, TextCache.open(settings.text_cache), files.adapter()
+    lora = read_adapter(adapter) if adapter else None
+    vae = load_vae(files.vae(), settings.device, dtype, settings.vae_tile)
+    transformer = load_transformer(files.transformer(), files.containers, settings.device, dtype)
+    if transformer.config.text_dim != cache.dim:
+        raise UserError(
+            f"{cache.folder} holds embeddings of {cache.dim} numbers a token, {settings.name} wants "
+            f"{transformer.config.text_dim}; embed the prompts with its own text encoder, into another folder"
+        )
+    if lora:
+        freeze_onto(transformer, lora, str(adapter))
+    return WanGenerator(transformer, stream, settings.latent_shape, cache, vae, dtype)
+
+
+def open_text_encoder(settings: ReleasedSettings) -> tuple[WanTextEncoder, str]:
+    """The text encoder on the model's device, and its identity for ``TextCache``."""
+    from transformers import AutoTokenizer
+
+    check_device(settings.device)
+    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer()), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{files.tokenizer()}: no tokenizer ({reason}); it should be Wan's google/umt5-xxl") from None
+    encoder = WanTextEncoder(load_umt5(files.text_encoder(), settings.device, dtype), tokenizer)
+    return encoder, encoder.identity()
+
+
+def embed(
+    settings: ReleasedSettings,
+    prompts: Sequence[str],
+    begin: Callable[[int], None] = lambda count: None,
+    report: Callable[[int], None] = lambda done: None,
+    batch: int = 8,
+) -> int:
+    """Put the embeddings of ``prompts`` into the model's text cache; gives how many were missing.
+
+    The text encoder is loaded only when one is, and let go afterwards. ``begin`` hears how many are to be made,
+    ``report`` how many more are done.
+    """
+    folder = Path(settings.text_cache)
+    if (folder / OWNER).exists() and not TextCache.open(folder).missing(prompts):
+        return 0
+    encoder, identity = open_text_encoder(settings)
+    cache = TextCache.create(folder, identity, encoder.dim)
+    begin(len(cache.missing(prompts)))
+    return cache.fill(prompts, encoder.encode, batch, report)

@@ -1,0 +1,47 @@
+"""Devices: whether one is there, what it computes in, how much memory it has."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import Literal
+
+import torch
+
+from astrolabe.runtime.errors import UserError
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+
+def check_device(device: str) -> None:
+    """Raise UserError unless torch can put a tensor there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.device={device}: not usable here ({reason}); cpu always is") from None
+
+
+def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:
+    """bfloat16 where the machine multiplies it natively, else float32."""
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def torch_dtype(name: Dtype, device: torch.device | str) -> torch.dtype:
+    """What a setting means on a device; ``auto`` asks ``default_dtype``."""
+    return {"auto": default_dtype(device), "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
+
+
+def memory(device: torch.device | str) -> tuple[int, int]:
+    """Free and total bytes of a device's memory; of the machine's for the CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)
+    page = os.sysconf("SC_PAGE_SIZE")
+    free = os.sysconf("SC_AVPHYS_PAGES") * page
+    with suppress(OSError, KeyError), open("/proc/meminfo", encoding="ascii") as file:  # counts what caches would yield
+        free = 1024 * int(dict(line.split(":", 1) for line in file)["MemAvailable"].split()[0])
+    return free, os.sysconf("SC_PHYS_PAGES") * page

@@ -1,0 +1,303 @@
+"""Released models from the command line, on tiny files in the true layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from astrolabe.cli import main
+from astrolabe.models.text_cache import TextCache
+from astrolabe.runtime.video import write_mp4
+from tests import tiny_release
+from tests.e2e.test_commands import fails
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files of every tiny model that a test asks for."""
+    return tmp_path_factory.mktemp("released")
+
+
+def make(out: Path, files: Path, *words: str, model: str = "self-forcing") -> list[dict[str, Any]]:
+    """``astrolabe generate`` with latents; the lines it wrote."""
+    main(["generate", "--model", model, *tiny_release.arguments(files, model), "--latents", "--out", str(out), *words])
+    return [json.loads(line) for line in (out / "videos.jsonl").read_text().splitlines()]
+
+
+def latents(out: Path, number: int = 0) -> torch.Tensor:
+    return load_file(out / f"{number:04d}.safetensors")["latents"]
+
+
+def frames_in(path: Path) -> int:
+    with av.open(str(path)) as video:
+        return sum(1 for _ in video.decode(video=0))
+
+
+def test_prompts_become_playable_videos_with_a_line_each(files: Path, tmp_path: Path) -> None:
+    lines = make(tmp_path / "out", files, "--prompt", "a cat runs", "--prompt", "the dog sleeps", "--seconds", "1.4")
+    assert [line["prompt"] for line in lines] == ["a cat runs", "the dog sleeps"]
+    for number, line in enumerate(lines):
+        assert line["model"] == "self-forcing" and line["latent_frames"] == 6 and line["frames"] == 21
+        assert frames_in(tmp_path / "out" / line["file"]) == 21
+        assert line["frames_per_second"] > 0 and 0 < line["first_frame_seconds"] <= line["seconds"]
+        assert latents(tmp_path / "out", number).shape == (6, 16, 4, 6)
+    assert not list((tmp_path / "out").glob("*.part.mp4"))
+
+
+def test_a_video_does_not_depend_on_who_is_made_beside_it(files: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "a cat runs", "--prompt", "the dog sleeps", "--frames", "6"]
+    make(tmp_path / "alone", files, *words)
+    lines = make(tmp_path / "beside", files, *words, "--batch", "2")
+    assert [line["beside"] for line in lines] == [2, 2]
+    for number in (0, 1):
+        one, two = (latents(tmp_path / name, number) for name in ("alone", "beside"))
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["longlive", "causal-forcing-framewise", "causal-forcing-2step"])
+def test_other_families_stream_in_their_own_chunks(model: str, files: Path, tmp_path: Path) -> None:
+    lines = make(tmp_path / "out", files, "--prompt", "a bird sings", "--frames", "6", model=model)
+    assert lines[0]["latent_frames"] == 6 and torch.isfinite(latents(tmp_path / "out")).all()
+
+
+def test_longlives_own_adapter_is_part_of_it_unless_told_otherwise(files: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "a bird sings", "--frames", "3"]
+    make(tmp_path / "with", files, *words, model="longlive")
+    make(tmp_path / "without", files, *words, "--model.adapter", "none", model="longlive")
+    assert not torch.allclose(latents(tmp_path / "with"), latents(tmp_path / "without"), atol=1e-3)
+
+
+def test_a_script_switches_and_cuts_and_the_two_differ(files: Path, tmp_path: Path) -> None:
+    for name, script in (("switch", "a cat[1s] | a dog"), ("cut", "a cat[1s] || a dog"), ("none", "a cat")):
+        make(tmp_path / name, files, "--prompt", script, "--frames", "9", "--model.window_frames", "6")
+    whole = {name: latents(tmp_path / name) for name in ("switch", "cut", "none")}
+    for name in ("switch", "cut"):
+        torch.testing.assert_close(whole[name][:3], whole["none"][:3], rtol=0, atol=1e-5)
+        assert not torch.allclose(whole[name][6:], whole["none"][6:], atol=1e-3)
+    assert not torch.allclose(whole["switch"][6:], whole["cut"][6:], atol=1e-3)
+    assert frames_in(tmp_path / "switch" / "0000.mp4") == 33
+    assert frames_in(tmp_path / "cut" / "0000.mp4") == 33 - 3  # after a cut, one latent frame is one video frame again
+
+
+def test_a_script_file_says_the_same_as_its_line(files: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.yaml"
+    script.write_text("- prompt: a cat\n  seconds: 1\n- prompt: a dog\n  seconds: 1\n  enter: cut\n")
+    lines = make(tmp_path / "file", files, "--script", str(script))
+    make(tmp_path / "line", files, "--prompt", "a cat[1s] || a dog[1s]")
+    assert torch.equal(latents(tmp_path / "file"), latents(tmp_path / "line"))
+    assert [shot["enter"] for shot in lines[0]["script"]] == ["switch", "cut"]
+
+
+def test_a_video_goes_on_from_an_image_and_from_a_video(files: Path, tmp_path: Path) -> None:
+    picture, clip = tmp_path / "start.png", tmp_path / "start.mp4"
+    pixels = torch.rand(1, 3, 40, 60).mul(255).byte()
+    av.VideoFrame.from_ndarray(pixels[0].permute(1, 2, 0).contiguous().numpy(), format="rgb24").to_image().save(picture)
+    write_mp4(clip, torch.rand(30, 3, 32, 48), fps=16)
+    words = ["--prompt", "a cat", "--seed", "3"]
+    make(tmp_path / "image", files, *words, "--frames", "3", "--start", str(picture), model="causal-forcing-framewise")
+    make(tmp_path / "bare", files, *words, "--frames", "3", model="causal-forcing-framewise")
+    assert not torch.allclose(latents(tmp_path / "image"), latents(tmp_path / "bare"), atol=1e-3)
+    make(tmp_path / "video", files, *words, "--frames", "9", "--start", str(clip))
+    assert latents(tmp_path / "video").shape[0] == 9
+
+
+@pytest.fixture(scope="module")
+def trained(files: Path) -> Path:
+    """A run of one step on the tiny Self-Forcing."""
+    prompts = files / "prompts.txt"
+    prompts.write_text("a cat runs\na dog sleeps\n")
+    model = tiny_release.arguments(files, "self-forcing")
+    main(["embed", str(prompts), "--model", "self-forcing", *model])
+    out = files / "run"
+    main(["train", "self_forcing", *model, "--prompts", str(prompts), "--steps", "1", "--lora.rank", "4",
+          "--rollout.group_size", "2", "--rollout.frames", "6", "--optimizer.lr", "0.1",
+          "--out", str(out)])  # fmt: skip
+    return out
+
+
+def test_training_needs_no_text_encoder_and_its_adapter_generates_alike_in_every_layout(
+    files: Path, trained: Path, tmp_path: Path
+) -> None:
+    words = ["--prompt", "a cat runs", "--frames", "3"]
+    run, bare = tmp_path / "by-run", tmp_path / "bare"
+    main(["generate", "--adapter", str(trained), "--latents", "--out", str(run), *words])
+    make(bare, files, *words)
+    assert not torch.allclose(latents(run), latents(bare), atol=1e-3)
+    for form, name in (("peft", "peft"), ("comfyui", "comfy.safetensors"), ("diffusers", "diffusers.safetensors")):
+        main(["export", str(trained), "--format", form, "--out", str(tmp_path / name)])
+        make(tmp_path / f"by-{form}", files, *words, "--adapter", str(tmp_path / name))
+        torch.testing.assert_close(latents(tmp_path / f"by-{form}"), latents(run), rtol=0, atol=1e-4)
+    main(["export", str(trained), "--format", "merged", "--out", str(tmp_path / "merged.pt")])
+    make(tmp_path / "by-merged", files, *words, f"--model.weights={tmp_path / 'merged.pt'}")
+    torch.testing.assert_close(latents(tmp_path / "by-merged"), latents(run), rtol=0, atol=1e-4)
+
+
+def test_a_merged_checkpoint_says_what_its_precision_loses(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(tiny_release.lora_weights(scale=0.002), tmp_path / "small.pt")
+    words = ["export", str(tmp_path / "small.pt"), "--model", "self-forcing", "--format", "merged"]
+    words += tiny_release.arguments(files, "self-forcing")
+    main([*words, "--dtype", "bfloat16", "--out", str(tmp_path / "half.pt")])
+    assert "of the size of the change; --dtype float32 keeps it" in capsys.readouterr().out
+    main([*words, "--out", str(tmp_path / "whole.pt")])
+    assert "of the size of the change" not in capsys.readouterr().out
+    assert "is made from a released model" in fails(
+        ["export", str(tmp_path / "small.pt"), "--format", "merged", "--out", str(tmp_path / "x.pt")], capsys
+    )
+
+
+def test_embedding_is_done_once_and_for_one_encoder(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a small cat\na big dog\na small cat\n")
+    model = [word for word in tiny_release.arguments(files, "self-forcing") if "text_cache" not in word]
+    command = ["embed", str(prompts), *model, f"--model.text_cache={tmp_path / 'text'}"]
+    main(command)
+    assert "2 prompts" in (said := capsys.readouterr().out) and "2 of them new" in said
+    main(command)
+    assert "0 of them new" in capsys.readouterr().out
+    cache = TextCache.open(tmp_path / "text")
+    assert cache.encode(["a small cat"]).shape == (1, 512, 48)
+    owner = tmp_path / "text" / "encoder.json"
+    owner.write_text(json.dumps({"encoder": "f" * 64, "dim": 48}))
+    prompts.write_text("a new cat\n")
+    assert "another text encoder" in fails(command, capsys)
+
+
+def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
+    files: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_release.arguments(files, "self-forcing")
+    command = ["doctor", "self_forcing", *model, "--prompts", str(files / "prompts.txt"), "--rollout.group_size", "2",
+               "--rollout.frames", "6", "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
+    main(command)
+    assert "NO" not in capsys.readouterr().out
+    for change, words in (
+        ("--model.wan=/nowhere", "no such file or folder"),
+        (f"--model.weights={files / 'prompts.txt'}", "neither a safetensors file"),
+        (f"--model.text_cache={tmp_path / 'none'}", "astrolabe embed"),
+        ("--rollout.frames=7", "nearest are 6 and 9"),
+        ("--lora.rank=9999999", "lower lora.rank"),
+        (f"--out={trained}", "another configuration"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*command, change])
+        said = capsys.readouterr().out
+        assert stopped.value.code == 1 and words in " ".join(said.split()), said
+    assert not (tmp_path / "run").exists()
+
+
+def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["models"])
+    said = capsys.readouterr().out
+    assert "krea-realtime-14b" in said and "window   12" in said and "1000/500 (first chunk 1000/750/500/250)" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "a cat[0s] | a dog"], "above zero"),
+        (["--prompt", "a cat", "--seconds", "-1"], "above zero"),
+        (["--prompt", "a cat", "--seconds", "0.1"], "shortest video"),
+        (["--prompt", "a cat", "--frames", "7"], "nearest are 6 and 9"),
+        (["--prompt", "a cat", "--batch", "0"], "at least one"),
+        (["--prompt", "a cat", "--model.window", "3"], "window_frames"),
+        (["--prompt", "a cat", "--model.window_frames", "2"], "must be at least 3"),
+        (["--prompt", "a cat", "--model.height", "50"], "multiple of 16"),
+        (["--prompt", "a cat", "--model.container", "generator"], "no causal Wan in generator"),
+        (["--prompt", "a cat", "--start", "nothing.png"], "nothing.png"),
+        (["--prompt", "a cat", "--adapter", "nothing"], "nothing"),
+        (["--prompt", "a cat", "--steps", "3"], "unknown argument --steps"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_leaves_nothing(
+    words: list[str], said: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing")]
+    assert said in fails([*command, *words, "--out", str(tmp_path / "out")], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_videos_are_never_overwritten(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "out", files, "--prompt", "a cat", "--frames", "3")
+    before = (tmp_path / "out" / "0000.mp4").read_bytes()
+    command = [
+        "generate",
+        "--model",
+        "self-forcing",
+        *tiny_release.arguments(files, "self-forcing"),
+        "--prompt",
+        "a dog",
+    ]
+    assert "exists" in fails([*command, "--out", str(tmp_path / "out")], capsys)
+    assert (tmp_path / "out" / "0000.mp4").read_bytes() == before
+    (tmp_path / "file").write_text("precious")
+    assert "is a file" in fails([*command, "--out", str(tmp_path / "file")], capsys)
+
+
+def test_a_video_that_was_stopped_plays_as_far_as_it_came(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing"),
+               "--prompt", "a cat", "--seconds", "3600", "--model.window_frames", "6", "--out", str(out)]  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "astrolabe", *command], env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    part, deadline = out / "0000.part.mp4", time.monotonic() + 120
+    while not (part.exists() and part.stat().st_size > 20_000) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    killed = part.read_bytes()  # as a crash at this moment would leave it
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "plays as far as it came" in error
+    assert frames_in(part) > 16 and not (out / "0000.mp4").exists()
+    assert (out / "videos.jsonl").read_text() == ""
+    (tmp_path / "killed.mp4").write_bytes(killed)
+    shown: list[Any] = []
+    with av.open(str(tmp_path / "killed.mp4")) as video, suppress(av.FFmpegError):  # its last packet is cut in two
+        for frame in video.decode(video=0):
+            shown.append(frame)
+    assert len(shown) > 1
+
+
+def test_a_full_disk_is_one_line(files: Path, tmp_path: Path) -> None:
+    command = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing"),
+               "--prompt", "a cat", "--seconds", "30", "--model.window_frames", "6",
+               "--out", str(tmp_path / "out")]  # fmt: skip
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); import signal; "
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from astrolabe.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", limit, *command], env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "0000.part.mp4" in done.stderr, done.stderr
+    assert not (tmp_path / "out" / "0000.mp4").exists()
+
+
+def test_several_processes_share_the_work(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--prompt", "a cat", "--prompt", "a dog", "--prompt", "a bird", "--frames", "3", "--latents"]
+    command = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing"), *words]
+    main([*command, "--out", str(tmp_path / "one")])
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        main([*command, "--out", str(tmp_path / "two")])
+    for number in range(3):
+        assert torch.equal(latents(tmp_path / "one", number), latents(tmp_path / "two", number))
+    counts = [len((tmp_path / "two" / f"videos.rank{rank}.jsonl").read_text().splitlines()) for rank in (0, 1)]
+    assert counts == [2, 1]
