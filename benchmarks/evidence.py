@@ -7,8 +7,6 @@ Every run is trained and evaluated as ``astrolabe demo`` does it, in its own pro
 from __future__ import annotations
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -18,6 +16,7 @@ from typing import Any
 from astrolabe.recipes.shapes import shapes
 from astrolabe.runtime.config import to_dict
 from astrolabe.shapes.model import SHIPPED
+from benchmarks.provenance import commit, write_result
 
 RESULT = Path("benchmarks/results/demo_evidence.json")
 RUNS = {
@@ -50,25 +49,6 @@ def measure(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """Where the numbers were measured."""
-    import torch
-
-    return {
-        "cores": os.cpu_count(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def commit() -> str:
-    """The commit that was measured, marked when the tree has changes."""
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
-    return head + (" with changes" if dirty.strip() else "")
-
-
 def measured() -> dict[str, Any]:
     """What the numbers belong to: the demo's recipe and the hashes of the embedded model's files."""
     card = json.loads((SHIPPED / "card.json").read_text(encoding="utf-8"))
@@ -79,15 +59,7 @@ def main() -> None:
     """Measure every run that is missing and write the result."""
     folder = Path("runs/evidence") / commit()[:12]
     runs = {name: measure(folder / name.replace(" ", "-"), *what) for name, what in RUNS.items()}
-    content = {
-        "command": "make evidence",
-        "commit": commit(),
-        "machine": machine(),
-        "measured": measured(),
-        "runs": runs,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_result(RESULT, "make evidence", {"measured": measured(), "runs": runs})
     for name, run in runs.items():
         joint = run["measures"]["joint"]
         low, high = joint["ci95"]

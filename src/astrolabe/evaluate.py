@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
+from astrolabe.experiment import ShapesSettings
 from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
 from astrolabe.runs import RunFolder, open_run, to_bytes
@@ -39,6 +40,11 @@ def evaluate(
     window for videos twice as long as the clips trained on.
     """
     began = time.monotonic()
+    if not isinstance(folder.config().model, ShapesSettings):
+        raise UserError(
+            f"{folder.path} aligned {folder.config().model.name}: held-out prompts and oracles are those of the "
+            "shapes world; compare its videos with `astrolabe generate`, with and without --adapter"
+        )
     cfg, generator, policies = open_run(folder)
     suite = Suite(split, seeds, cfg.rollout.frames)
     if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:

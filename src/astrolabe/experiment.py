@@ -24,7 +24,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import load_shapes_model
 
-HARD_MOTIONS, PRACTICE = ("bounce", "pulse"), 5
+HARD_MOTIONS = ("bounce", "pulse")
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
                      "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "random"]  # fmt: skip
 # All other rewards know the shapes world alone.
@@ -70,8 +70,8 @@ class TrainConfig:
     steps: int = setting("rollouts, each followed by one update", unit="steps", ge=1)
     model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
     prompts: str = setting(
-        "file with one prompt a line; `train`: the training scenes of the shapes world; `practice`: the same, with the "
-        "two motions that the embedded model finds hard, bounce and pulse, five times as often"
+        "file with one prompt a line; `train`: the training scenes of the shapes world; `practice`: those of the "
+        "two motions that the embedded model finds hard, bounce and pulse"
     )
     rollout: RolloutSettings
     rewards: tuple[RewardSettings, ...] = setting("rewards, each by name and weight", min_length=1)
@@ -151,7 +151,7 @@ def make_prompts(cfg: TrainConfig) -> PromptList:
     elif cfg.prompts in ("train", "practice"):
         scenes = split("train")
         if cfg.prompts == "practice":
-            scenes += tuple(scene for scene in scenes if scene.motion in HARD_MOTIONS) * (PRACTICE - 1)
+            scenes = tuple(scene for scene in scenes if scene.motion in HARD_MOTIONS)
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
     else:
         texts = read_prompts(cfg.prompts)

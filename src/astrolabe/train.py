@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from astrolabe.data.prompts import PromptList
 from astrolabe.experiment import TrainConfig, make_generator, make_prompts, make_rewards, resolved
@@ -27,6 +28,8 @@ from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
 from astrolabe.types import Experience, Metrics
+
+SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,9 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     rewards, prompts = make_rewards(cfg), make_prompts(cfg)
     generator = make_generator(cfg.model)
     algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
-    generator.stream.chunks(cfg.rollout.frames)
+    chunks = generator.stream.chunks(cfg.rollout.frames)
     generator.check_prompts(prompts.prompts)
-    algorithm.level_table(generator)
+    algorithm.level_table(generator, len(chunks))
     folder.claim(cfg)
     with claimed(out):
         if folder.finished:
@@ -162,13 +165,22 @@ def credit_metrics(experience: Experience) -> Metrics:
 
 
 def keep_group(path: Path, experience: Experience) -> None:
-    """Keep the group of a step that teaches most (largest advantages), with its scores, for the report."""
+    """Keep the group of a step that teaches most (largest advantages), with its scores, for the report.
+
+    Of large groups the best and the worst, of large videos a small copy: this is for looking at.
+    """
     rollout, size = experience.rollout, experience.rollout.group_size
     group = int(experience.advantages.view(-1, size).abs().sum(1).argmax())
-    rows = slice(group * size, (group + 1) * size)
+    order = experience.advantages[group * size : (group + 1) * size].argsort(descending=True) + group * size
+    rows = order if size <= SHOWN else torch.cat((order[: SHOWN // 2], order[-SHOWN // 2 :]))
+    rows = rows.sort().values
+    video = rollout.video[rows.to(rollout.video.device)]
+    if video.shape[-2] > HEIGHT:
+        smaller = (HEIGHT, video.shape[4] * HEIGHT // video.shape[3] // 2 * 2)  # even, as H.264 wants it
+        video = torch.stack([functional.interpolate(one, smaller, mode="area") for one in video])
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        "video": to_bytes(rollout.video[rows]),
+        "video": to_bytes(video).cpu(),
         "scores": experience.scores.values[rows],
         "advantages": experience.advantages[rows],
     }

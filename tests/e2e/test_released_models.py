@@ -144,6 +144,21 @@ def test_training_needs_no_text_encoder_and_its_adapter_generates_alike_in_every
     torch.testing.assert_close(latents(tmp_path / "by-merged"), latents(run), rtol=0, atol=1e-4)
 
 
+def test_a_run_on_a_released_model_has_a_report_but_no_oracles(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["report", str(trained)])
+    assert "pixel_motion" in (trained / "report.html").read_text(encoding="utf-8")
+    assert "those of the shapes world" in fails(["evaluate", str(trained)], capsys)
+
+
+def test_rewards_that_know_the_shapes_alone_are_refused(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "self_forcing", "--rewards.0.name", "joint", "--out", str(tmp_path / "out")]
+    assert "judges the shapes world alone" in fails(words, capsys)
+
+
 def test_a_merged_checkpoint_says_what_its_precision_loses(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from astrolabe.models.opening import ReleasedName, ReleasedSettings
 from astrolabe.models.released import PARAMETERS, RELEASED, find_file, released, table
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.errors import UserError
@@ -58,3 +61,16 @@ def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"owner/name/model\.pt: cannot be downloaded"):
         find_file("", "owner/name", "model.pt")
+
+
+def test_settings_change_how_a_model_streams_and_nothing_else() -> None:
+    assert set(get_args(ReleasedName)) == set(RELEASED)
+    own = released("longlive").stream
+    assert ReleasedSettings(name="longlive").stream == own
+    changed = ReleasedSettings(name="longlive", window_frames=21, sink_frames=0, positions="relative").stream
+    assert changed == replace(own, window_frames=21, sink_frames=0, positions="relative")
+    assert ReleasedSettings(name="longlive", window_frames=0).stream.window_frames is None
+    krea = ReleasedSettings(name="krea-realtime-14b", rebuild_frames=3).stream
+    assert krea.rebuild_frames == 3 and krea.levels.tolist() == own.levels.tolist()
+    with pytest.raises(UserError, match="sink_frames"):
+        _ = ReleasedSettings(name="longlive", rebuild_frames=3).stream

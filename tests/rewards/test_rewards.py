@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.rewards.base import score
+from astrolabe.rewards.pixels import PixelMotion, PixelSteadiness
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
@@ -85,3 +86,13 @@ class Broken:
 def test_a_reward_that_returns_no_finite_score_a_video_is_named(values: Tensor) -> None:
     with pytest.raises(UserError, match="'broken'"):
         score([Broken(values)], rollout())
+
+
+def test_pixel_rewards_tell_motion_from_flicker_and_need_no_prompt() -> None:
+    still = torch.full((1, 9, 3, 8, 8), 0.5)
+    steady = torch.linspace(0, 1, 9).view(1, 9, 1, 1, 1).expand(1, 9, 3, 8, 8)
+    flicker = torch.tensor([0.4, 0.6] * 4 + [0.4]).view(1, 9, 1, 1, 1).expand(1, 9, 3, 8, 8)
+    video = torch.cat((still, steady, flicker))
+    motion, steadiness = PixelMotion()(video, ["x"] * 3), PixelSteadiness()(video, ["x"] * 3)
+    torch.testing.assert_close(motion, torch.tensor([0.0, 0.125, 0.2]))
+    torch.testing.assert_close(steadiness, torch.tensor([0.0, 0.0, -0.2]))

@@ -150,6 +150,18 @@ def test_levels_are_the_samplers_one_a_chunk_and_never_twice() -> None:
     assert torch.equal(levels[..., 0::3], levels[..., 1::3]) and torch.equal(levels[..., 0::3], levels[..., 2::3])
 
 
+def test_a_first_chunk_with_steps_of_its_own_is_trained_at_them() -> None:
+    stream = replace(tiny_stream(), denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250))
+    generator = tiny_wan(stream, dtype=torch.float32)
+    algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=2), (1.0,))
+    levels, _ = algorithm.draw(generator, torch.Size((9, *LATENT)), list(range(64)))
+    seen = [set(levels[..., frame].flatten().tolist()) for frame in (0, 3, 6)]
+    assert seen == [set(stream.levels_of(chunk).tolist()) for chunk in (0, 1, 2)]
+    assert [len(levels_of_chunk) for levels_of_chunk in seen] == [4, 2, 2]
+    with pytest.raises(UserError, match="choose at most 2"):
+        NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=3), (1.0,)).level_table(generator, 3)
+
+
 def test_only_the_learner_is_trained_and_behavior_follows() -> None:
     generator = tiny_wan(dtype=torch.float32)
     policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))

@@ -22,14 +22,14 @@ def shapes() -> TrainConfig:
         rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=36),
         rewards=(
             RewardSettings(name="joint"),
-            RewardSettings(name="shape_fit", weight=0.7),
-            RewardSettings(name="motion_fit"),
+            RewardSettings(name="shape_fit", weight=0.4),
+            RewardSettings(name="motion_fit", weight=1.5),
             RewardSettings(name="cleanliness", weight=0.3),
-            RewardSettings(name="steadiness", weight=0.8),
+            RewardSettings(name="steadiness"),
         ),
         algorithm=NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True),
         lora=LoraSettings(rank=16, alpha=32.0),
-        optimizer=OptimizerSettings(lr=1e-3, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=12),
+        optimizer=OptimizerSettings(lr=5e-4, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=12),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe import flow
 from astrolabe.models.base import Generator
@@ -61,17 +62,22 @@ class NFT:
         advantages = credit.group_advantages(rewards, rollout.group_size, self.settings.std)
         return Experience(rollout, scores, advantages, credit.optimality(advantages, self.settings.a_max))
 
-    def level_table(self, generator: Generator) -> Tensor:
-        """The levels [k] to choose from; UserError when there are fewer than ``levels_per_sample``."""
-        table = generator.stream.levels
+    def level_table(self, generator: Generator, chunks: int) -> Tensor:
+        """The levels [k, chunks] to choose from, those that the sampler visits in each chunk; missing ones are nan.
+
+        Raises UserError when a chunk has fewer than ``levels_per_sample``.
+        """
+        stream, count = generator.stream, self.settings.levels_per_sample
+        columns = [stream.levels_of(chunk) for chunk in range(chunks)]
         if self.settings.levels == "unwarped":
-            table = torch.tensor(generator.stream.denoising_steps, dtype=torch.float64) / flow.TIMESTEPS
-        if self.settings.levels != "uniform" and self.settings.levels_per_sample > len(table):
+            columns = [torch.tensor(stream.steps_of(c), dtype=torch.float64) / flow.TIMESTEPS for c in range(chunks)]
+        fewest = min(len(column) for column in columns)
+        if self.settings.levels != "uniform" and count > fewest:
             raise UserError(
-                f"algorithm.levels_per_sample={self.settings.levels_per_sample}: the model has {len(table)} levels and "
-                f"none is drawn twice; choose at most {len(table)}, or algorithm.levels=uniform"
+                f"algorithm.levels_per_sample={count}: the model has {fewest} levels and none is drawn twice; choose at"
+                f" most {fewest}, or algorithm.levels=uniform"
             )
-        return table
+        return pad_sequence(columns, padding_value=torch.nan)
 
     def draw(self, generator: Generator, shape: torch.Size, seeds: list[int]) -> tuple[Tensor, Tensor]:
         """Levels [s, b, f] and noise [s, b, f, c, h, w] of samples of ``shape`` [f, c, h, w], each from its own seed.
@@ -80,12 +86,14 @@ class NFT:
         on the micro-batch it comes in.
         """
         chunk, count = generator.stream.chunk_frames, self.settings.levels_per_sample
-        table = self.level_table(generator)
+        table = self.level_table(generator, shape[0] // chunk)
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
-            chance = torch.rand(max(len(table), count), shape[0] // chunk, generator=rng, dtype=torch.float64)
-            drawn = chance[:count] if self.settings.levels == "uniform" else table[chance.argsort(0)[:count]]
+            chance = torch.rand(max(len(table), count), table.shape[1], generator=rng, dtype=torch.float64)
+            drawn = chance[:count]
+            if self.settings.levels != "uniform":
+                drawn = table.gather(0, chance.where(~table.isnan(), torch.inf).argsort(0)[:count])
             levels.append(drawn.repeat_interleave(chunk, 1))
             noises.append(torch.randn(len(drawn), *shape, generator=rng))
         return torch.stack(levels, 1), torch.stack(noises, 1)

@@ -74,8 +74,11 @@ class StreamConfig:
 
     def levels_of(self, chunk: int) -> Tensor:
         """The levels of chunk number ``chunk``: the first may have its own."""
-        steps = self.first_chunk_steps if chunk == 0 and self.first_chunk_steps else self.denoising_steps
-        return sampler_levels(steps, self.shift)
+        return sampler_levels(self.steps_of(chunk), self.shift)
+
+    def steps_of(self, chunk: int) -> tuple[int, ...]:
+        """The denoising steps of chunk number ``chunk``, before warping."""
+        return self.first_chunk_steps if chunk == 0 and self.first_chunk_steps else self.denoising_steps
 
     def chunks(self, frames: int) -> list[tuple[int, int]]:
         """(first, end) frame of every chunk of a video; UserError when ``frames`` is no multiple of the chunk."""

@@ -1,0 +1,38 @@
+"""What every committed number says of itself: machine, commit, command."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def machine() -> dict[str, Any]:
+    """Where the numbers were measured."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cores": os.cpu_count(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    } | ({"gpus": gpus} if gpus else {})
+
+
+def commit() -> str:
+    """The commit that was measured, marked when the tree has changes."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    dirty = subprocess.run(["git", "status", "--porcelain", "src"], capture_output=True, text=True, check=True).stdout
+    return head + (" with changes" if dirty.strip() else "")
+
+
+def write_result(path: Path, command: str, content: dict[str, Any]) -> None:
+    """Keep numbers as JSON with what they need to be believed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"command": command, "commit": commit(), "machine": machine()} | content
+    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
