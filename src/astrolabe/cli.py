@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -120,6 +121,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read the output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        print(f"astrolabe: {reason}; use smaller micro_batch settings, or --model.vae_tile 32", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         print(f"astrolabe: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)

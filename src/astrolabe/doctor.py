@@ -12,15 +12,17 @@ from pathlib import Path
 
 import torch
 
-from astrolabe.experiment import TrainConfig, make_prompts, make_rewards
+from astrolabe.experiment import TrainConfig, make_prompts, make_rewards, resolved
+from astrolabe.models.adapters import fits, read_adapter
 from astrolabe.models.cache import cache_bytes
-from astrolabe.models.lora import lora_parameters
-from astrolabe.models.opening import Files, ReleasedSettings
+from astrolabe.models.lora import linear_layers, lora_parameters
+from astrolabe.models.opening import Files, ReleasedSettings, check_text
 from astrolabe.models.released import released
 from astrolabe.models.text_cache import TextCache
-from astrolabe.models.wan.config import WanConfig
+from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
+from astrolabe.rl.nft import NFT
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
@@ -28,7 +30,7 @@ from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
 VIDEO_BYTES = 3 * 4  # of one pixel, float32
-ROOM = 2**30  # bytes of disk that a run may need
+ROOM = 2**30  # bytes of disk for metrics, samples and the report
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
         files = Files(settings, download=False)
         stream, wan = settings.stream, released(settings.name).wan
         yield attempt("transformer", lambda: str(plan_transformer(files.transformer(), files.containers)[0]), DOWNLOAD)
-        yield attempt("its adapter", lambda: str(files.adapter() or "none"), DOWNLOAD)
+        yield attempt("its adapter", lambda: own_adapter(files), DOWNLOAD)
         yield attempt("VAE", lambda: f"{files.vae()}, {check_vae(files.vae())} tensors", DOWNLOAD)
         if prompts.well:
             yield attempt("text cache", lambda: coverage(cfg, settings))
-    yield attempt("clip", lambda: f"{len(stream.chunks(cfg.rollout.frames))} chunks of {stream.chunk_frames} frames")
+    yield attempt("clip", lambda: clip(cfg, stream))
     yield room(cfg, wan)
+    yield disk_needed(cfg, wan, out)
     yield attempt("output", lambda: writable(cfg, out))
 
 
@@ -90,9 +93,34 @@ def machine(out: Path) -> Iterator[Finding]:
     native = str(default_dtype("cpu")).removeprefix("torch.")
     yield Finding("memory", True, f"{size(free)} free of {size(total)}; the CPU computes in {native}")
     place = nearest_folder(out)
-    disk = shutil.disk_usage(place)
-    yield Finding(
-        "disk", disk.free > ROOM, f"{size(disk.free)} free at {place}", f"make room: a run wants {size(ROOM)}"
+    yield Finding("disk", True, f"{size(shutil.disk_usage(place).free)} free at {place}")
+
+
+def own_adapter(files: Files) -> str:
+    """The adapter that belongs to the model, read and fitted on ``meta``."""
+    path = files.adapter()
+    if path is None:
+        return "none"
+    _, transformer = plan_transformer(files.transformer(), files.containers)
+    adapter = read_adapter(path)
+    fits(adapter, linear_layers(transformer), str(path))
+    return f"{path}, {len(adapter)} layers"
+
+
+def clip(cfg: TrainConfig, stream: StreamConfig) -> str:
+    """How a clip falls into chunks, and that there are as many levels as are drawn."""
+    chunks = stream.chunks(cfg.rollout.frames)
+    levels = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards)).level_table(stream, len(chunks))
+    return f"{len(chunks)} chunks of {stream.chunk_frames} latent frames, {len(levels)} levels"
+
+
+def disk_needed(cfg: TrainConfig, wan: WanConfig, out: Path) -> Finding:
+    """Whether the checkpoints fit: two are kept while a third is written, each with three slots and two moments."""
+    needed = 3 * 5 * 4 * lora_parameters(wan, cfg.lora.rank) + ROOM
+    place = nearest_folder(out)
+    free = shutil.disk_usage(place).free
+    return Finding(
+        "disk needed", free > needed, f"{size(needed)} at {place}", f"{size(free)} are free; name another --out"
     )
 
 
@@ -101,6 +129,8 @@ def coverage(cfg: TrainConfig, settings: ReleasedSettings) -> str:
     prompts = make_prompts(cfg).prompts
     cache = TextCache.open(settings.text_cache)
     cache.check(prompts)
+    files = Files(settings, download=False)
+    check_text(cache, plan_transformer(files.transformer(), files.containers)[1].config)
     return f"{len(prompts)} prompts in {settings.text_cache}"
 
 
@@ -108,9 +138,9 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
     """Whether weights, adapters, cache and videos fit the device; activations come on top and are not counted."""
     settings = cfg.model
     try:
-        check_device(settings.device)
-        free, _ = memory(settings.device)
-        dtype = torch_dtype(settings.dtype, settings.device)
+        check_device(settings.place)
+        free, _ = memory(settings.place)
+        dtype = torch_dtype(settings.dtype, settings.place)
         shape = settings.latent_shape if isinstance(settings, ReleasedSettings) else LATENT_SHAPE
         stream = settings.stream if isinstance(settings, ReleasedSettings) else STREAM
     except UserError as error:
@@ -125,7 +155,7 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
     }  # fmt: skip
     needed = sum(parts.values())
     said = f"{size(needed)} without activations (" + ", ".join(f"{name} {size(n)}" for name, n in parts.items()) + ")"
-    remedy = f"{size(free)} are free on {settings.device}; lower lora.rank, rollout.group_size or rollout.micro_batch"
+    remedy = f"{size(free)} are free on {settings.place}; lower lora.rank, rollout.group_size or rollout.micro_batch"
     return Finding("memory needed", needed < free, said, remedy)
 
 
@@ -139,7 +169,7 @@ def parameters(wan: WanConfig) -> int:
 
 def writable(cfg: TrainConfig, out: Path) -> str:
     """Where the run would go; UserError when it cannot."""
-    if RunFolder(out).holds_another(cfg):
+    if RunFolder(out).holds_another(resolved(cfg)):
         raise UserError(f"{out} holds a run with another configuration; name a new folder with --out")
     if out.exists() and not RunFolder(out).config_file.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no run; name a new or empty folder with --out")
@@ -159,8 +189,8 @@ def nearest_folder(path: Path) -> Path:
 
 def device_of(cfg: TrainConfig) -> str:
     """Where the base computes, and in what; UserError when it cannot."""
-    check_device(cfg.model.device)
-    return f"{cfg.model.device}, {str(torch_dtype(cfg.model.dtype, cfg.model.device)).removeprefix('torch.')}"
+    check_device(cfg.model.place)
+    return f"{cfg.model.place}, {str(torch_dtype(cfg.model.dtype, cfg.model.place)).removeprefix('torch.')}"
 
 
 def size(count: float) -> str:

@@ -41,6 +41,11 @@ class ShapesSettings:
     )
     device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
 
+    @property
+    def place(self) -> str:
+        """The device."""
+        return self.device
+
 
 ModelSettings = ShapesSettings | ReleasedSettings
 
@@ -93,6 +98,10 @@ class TrainConfig:
                 f"rewards: {', '.join(strangers)} judges the shapes world alone, and the model is {self.model.name}; "
                 f"any video is judged by {', '.join(ANY_VIDEO)}"
             )
+        if isinstance(self.model, ReleasedSettings) and self.model.rebuild_frames is not None:
+            raise UserError(
+                "model.rebuild_frames: training does not rebuild the cache and would train another policy; leave it out"
+            )
         if self.optimizer.minibatches > self.rollout.prompts:
             raise UserError(
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
@@ -102,10 +111,11 @@ class TrainConfig:
 
 def resolved(cfg: TrainConfig) -> TrainConfig:
     """The configuration with nothing left to the machine, as a run stores it; UserError for a device that is absent."""
-    check_device(cfg.model.device)
-    native = default_dtype(cfg.model.device) == torch.bfloat16
+    place = cfg.model.place
+    check_device(place)
+    native = default_dtype(place) == torch.bfloat16
     dtype: Dtype = cfg.model.dtype if cfg.model.dtype != "auto" else "bfloat16" if native else "float32"
-    return replace(cfg, model=replace(cfg.model, dtype=dtype))
+    return replace(cfg, model=replace(cfg.model, dtype=dtype, device=place))
 
 
 def model_settings(name: str) -> ModelSettings:

@@ -119,7 +119,7 @@ def generate(job: Job) -> Iterator[Path]:
 def on_own_device(settings: ModelSettings) -> ModelSettings:
     """Of several processes on one machine, each has the GPU of its own number."""
     local = os.environ.get("LOCAL_RANK")
-    return replace(settings, device=f"cuda:{local}") if settings.device == "cuda" and local else settings
+    return replace(settings, device=f"cuda:{local}") if settings.place == "cuda" and local else settings
 
 
 def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:

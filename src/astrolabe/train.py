@@ -96,7 +96,7 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
     chunks = generator.stream.chunks(cfg.rollout.frames)
     generator.check_prompts(prompts.prompts)
-    algorithm.level_table(generator, len(chunks))
+    algorithm.level_table(generator.stream, len(chunks))
     folder.claim(cfg)
     with claimed(out):
         if folder.finished:

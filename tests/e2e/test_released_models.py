@@ -15,11 +15,17 @@ from typing import Any
 import av
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from astrolabe.cli import main
+from astrolabe.models.opening import LiveTextEncoder, ReleasedSettings
+from astrolabe.models.released import released
 from astrolabe.models.text_cache import TextCache
-from astrolabe.runtime.video import write_mp4
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.vae import load_vae
+from astrolabe.models.wan.weights import load_transformer
+from astrolabe.rollout.live import PlacedNoise, VideoStream
+from astrolabe.runtime.video import read_last_frames, write_mp4
 from tests import tiny_release
 from tests.e2e.test_commands import fails
 
@@ -67,9 +73,22 @@ def test_a_video_does_not_depend_on_who_is_made_beside_it(files: Path, tmp_path:
 
 
 @pytest.mark.parametrize("model", ["longlive", "causal-forcing-framewise", "causal-forcing-2step"])
-def test_other_families_stream_in_their_own_chunks(model: str, files: Path, tmp_path: Path) -> None:
-    lines = make(tmp_path / "out", files, "--prompt", "a bird sings", "--frames", "6", model=model)
-    assert lines[0]["latent_frames"] == 6 and torch.isfinite(latents(tmp_path / "out")).all()
+def test_a_family_is_one_configuration_of_the_same_network(model: str, files: Path, tmp_path: Path) -> None:
+    make(tmp_path / "out", files, "--prompt", "a bird sings", "--frames", "12", "--model.adapter=none", model=model)
+    stream = released(model).stream
+    text = TextCache.open(files / "text").encode(["a bird sings"])
+    transformer = load_transformer(files / model / released(model).file, released(model).containers)
+    by_hand = VideoStream(WanGenerator(transformer, stream, (16, 4, 6)), text, PlacedNoise(0, [0]), decode=False)
+    expected = torch.cat([by_hand.step().latents for _ in range(12 // stream.chunk_frames)], 1)[0]
+    torch.testing.assert_close(latents(tmp_path / "out"), expected, rtol=0, atol=1e-5)
+
+
+def test_a_flat_file_that_someone_converted_loads_as_well(files: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "a bird sings", "--frames", "3"]
+    make(tmp_path / "own", files, *words)
+    save_file(tiny_release.transformer_weights(), tmp_path / "flat.safetensors")
+    make(tmp_path / "flat", files, *words, f"--model.weights={tmp_path / 'flat.safetensors'}")
+    assert torch.equal(latents(tmp_path / "own"), latents(tmp_path / "flat"))
 
 
 def test_longlives_own_adapter_is_part_of_it_unless_told_otherwise(files: Path, tmp_path: Path) -> None:
@@ -110,6 +129,9 @@ def test_a_video_goes_on_from_an_image_and_from_a_video(files: Path, tmp_path: P
     make(tmp_path / "bare", files, *words, "--frames", "3", model="causal-forcing-framewise")
     assert not torch.allclose(latents(tmp_path / "image"), latents(tmp_path / "bare"), atol=1e-3)
     make(tmp_path / "video", files, *words, "--frames", "9", "--start", str(clip))
+    vae = load_vae(files / "wan" / "Wan2.1_VAE.pth")
+    end = vae.encode(read_last_frames(clip, 21, 32, 48)[None])[0]  # six latent frames: whole chunks of the 30 frames
+    torch.testing.assert_close(latents(tmp_path / "video")[:6], end, rtol=0, atol=1e-4)
     assert latents(tmp_path / "video").shape[0] == 9
 
 
@@ -121,6 +143,10 @@ def trained(files: Path) -> Path:
     model = tiny_release.arguments(files, "self-forcing")
     main(["embed", str(prompts), "--model", "self-forcing", *model])
     out = files / "run"
+    no_encoder = files / "vae-alone"
+    no_encoder.mkdir()
+    (no_encoder / "Wan2.1_VAE.pth").symlink_to(files / "wan" / "Wan2.1_VAE.pth")
+    model = [f"--model.wan={no_encoder}" if word.startswith("--model.wan=") else word for word in model]
     main(["train", "self_forcing", *model, "--prompts", str(prompts), "--steps", "1", "--lora.rank", "4",
           "--rollout.group_size", "2", "--rollout.frames", "6", "--optimizer.lr", "0.1",
           "--out", str(out)])  # fmt: skip
@@ -208,12 +234,29 @@ def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
         ("--rollout.frames=7", "nearest are 6 and 9"),
         ("--lora.rank=9999999", "lower lora.rank"),
         (f"--out={trained}", "another configuration"),
+        ("--algorithm.levels_per_sample=9", "choose at most 4"),
+        (f"--model.adapter={files / 'prompts.txt'}", "neither a safetensors file"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main([*command, change])
         said = capsys.readouterr().out
         assert stopped.value.code == 1 and words in " ".join(said.split()), said
     assert not (tmp_path / "run").exists()
+
+
+def test_the_doctor_lets_a_run_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "shapes_tiny", "--out", str(tmp_path / "run")])
+    main(["doctor", "shapes_tiny", "--out", str(tmp_path / "run")])
+    assert "NO" not in capsys.readouterr().out
+
+
+def test_new_prompts_are_embedded_while_a_program_runs(files: Path, tmp_path: Path) -> None:
+    tiny_release.arguments(files, "self-forcing")
+    settings = ReleasedSettings(name="self-forcing", wan=str(files / "wan"), text_cache=str(tmp_path / "text"))
+    encoder = LiveTextEncoder(settings)
+    first = encoder.encode(["a cat", "a dog"])
+    assert torch.equal(TextCache.open(tmp_path / "text").encode(["a dog"]), first[1:])
+    assert torch.equal(encoder.encode(["a bird", "a cat"])[1:], first[:1])
 
 
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,6 +269,7 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["--prompt", "a cat[0s] | a dog"], "above zero"),
+        (["--prompt", "a cat[5s] | a dog[5s]", "--seconds", "30"], "lasts 10 s and 30 s were asked for"),
         (["--prompt", "a cat", "--seconds", "-1"], "above zero"),
         (["--prompt", "a cat", "--seconds", "0.1"], "shortest video"),
         (["--prompt", "a cat", "--frames", "7"], "nearest are 6 and 9"),
@@ -302,6 +346,19 @@ def test_a_full_disk_is_one_line(files: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "0000.part.mp4" in done.stderr, done.stderr
     assert not (tmp_path / "out" / "0000.mp4").exists()
+
+
+def test_an_export_to_a_full_disk_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); import signal; "
+    limit += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from astrolabe.cli import main; main(sys.argv[1:])"
+    for form in ("comfyui", "merged"):
+        out = tmp_path / "new" / form
+        done = subprocess.run(
+            [sys.executable, "-c", limit, "export", str(trained), "--format", form, "--out", str(out)],
+            env=os.environ | {"PYTHONPATH": "src", "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and str(out) in done.stderr, done.stderr
+        assert list(out.parent.iterdir()) == []
 
 
 def test_several_processes_share_the_work(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

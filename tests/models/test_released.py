@@ -53,6 +53,13 @@ def test_a_file_is_found_in_a_folder_at_its_place_or_at_the_top(tmp_path: Path) 
     assert find_file(str(nested), "owner/name", "other.pt") == nested
 
 
+@pytest.mark.parametrize("repository", ["Wan-AI/Wan2.1-T2V-1.3B", "Efficient-Large-Model/LongLive-1.3B", "me/mine"])
+def test_hub_ids_may_have_dots(repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=f"{repository}/model.pt: cannot be downloaded"):
+        find_file(repository, "owner/name", "model.pt")
+
+
 def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"has neither checkpoints/model\.pt nor model\.pt"):
         find_file(str(tmp_path), "owner/name", "checkpoints/model.pt")

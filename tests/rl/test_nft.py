@@ -159,7 +159,7 @@ def test_a_first_chunk_with_steps_of_its_own_is_trained_at_them() -> None:
     assert seen == [set(stream.levels_of(chunk).tolist()) for chunk in (0, 1, 2)]
     assert [len(levels_of_chunk) for levels_of_chunk in seen] == [4, 2, 2]
     with pytest.raises(UserError, match="choose at most 2"):
-        NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=3), (1.0,)).level_table(generator, 3)
+        NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=3), (1.0,)).level_table(stream, 3)
 
 
 def test_only_the_learner_is_trained_and_behavior_follows() -> None:

@@ -15,7 +15,10 @@ from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.stream import stream
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.errors import UserError
+from astrolabe.shapes.model import load_shapes_model
 from tests.conftest import LATENT, tiny_stream, tiny_wan
+from tests.golden import replay
+from tests.tiny_release import GOLDEN
 
 
 def text(seed: int, batch: int = 1) -> Tensor:
@@ -70,6 +73,39 @@ def test_an_interrupted_stream_goes_on_as_if_it_had_not_been(name: str, tmp_path
     second = live(model, seed=9)
     second.restore(load_tensors(tmp_path / "state.safetensors")[0])
     assert torch.equal(torch.cat([begun, latents(second, 3)], 1), expected)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_what_was_kept_of_a_stream_is_not_changed_by_its_going_on(name: str) -> None:
+    model = tiny_wan(STREAMS[name])
+    first = live(model)
+    latents(first, 5)
+    kept = first.tensors()
+    expected = latents(first, 4)
+    second = live(model, seed=9)
+    second.restore(kept)
+    assert torch.equal(latents(second, 4), expected)
+
+
+@pytest.mark.parametrize("codec", ["shapes", "wan"])
+def test_a_continued_stream_decodes_as_if_it_had_not_been_interrupted(codec: str, tmp_path: Path) -> None:
+    if codec == "shapes":
+        model = load_shapes_model()
+        prompts = model.encode_text(["a red circle moving left"])
+    else:
+        path = str(GOLDEN / "wan_vae.safetensors")
+        vae = replay.assemble_vae(*replay.weights_of(path), replay.vae_sizes(replay.read(path)[0]))
+        model = tiny_wan(STREAMS["window and sink"], dtype=torch.float32)
+        model.codec, prompts = vae, text(1).float()
+    first = VideoStream(model, prompts, PlacedNoise(3, [0]))
+    for _ in range(2):
+        first.step()
+    save_tensors(tmp_path / "state.safetensors", first.tensors(), {})
+    second = VideoStream(model, prompts, PlacedNoise(3, [0]))
+    second.restore(load_tensors(tmp_path / "state.safetensors")[0])
+    for _ in range(2):
+        one, two = first.step().video, second.step().video
+        assert one is not None and two is not None and torch.equal(one, two)
 
 
 def test_memory_does_not_grow_with_the_video() -> None:

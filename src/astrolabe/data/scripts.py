@@ -13,9 +13,11 @@ A backslash before ``|`` or ``[`` makes it a plain character. In a file (YAML or
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -74,12 +76,16 @@ def read_script(path: Path | str) -> Script:
     """The script of a YAML or JSON file; UserError says where it is not one."""
     path = Path(path)
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content: Any = None
+        with suppress(ValueError):  # YAML reads most of JSON, but not all
+            content = json.loads(text)
+        content = content or yaml.safe_load(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not YAML or JSON ({' '.join(str(error).split())})") from None
     if not isinstance(content, list) or not content:
         raise UserError(f"{path}: expected a list of shots, each with a prompt (and seconds, enter)")
@@ -119,6 +125,10 @@ def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
     if open_shots and left <= 0:
         raise UserError(f"the script's lengths add up to {known:g} s; {total:g} s leave nothing for the other shots")
     share = left / open_shots if open_shots else 0.0
+    if not open_shots and frames_of(known, fps, chunk) != frames_of(total, fps, chunk):
+        raise UserError(
+            f"the script lasts {known:g} s and {total:g} s were asked for; leave out either, or the length of a shot"
+        )
     ends, place = [], 0.0
     for shot in script:
         place += share if shot.seconds is None else shot.seconds

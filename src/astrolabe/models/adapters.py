@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -216,21 +218,27 @@ def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtyp
     if layout.file.format == "safetensors":
         save_whole(merged, path)
     else:
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            torch.save({layout.container: merged} if layout.container else merged, temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        content = {layout.container: merged} if layout.container else merged
+        with whole_file(path) as temporary:
+            torch.save(content, temporary)
     return (error / change) ** 0.5 if change else 0.0
 
 
 def save_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file as other programs expect it, whole or not at all."""
+    with whole_file(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"format": "pt"})
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed at the end. UserError when it cannot be written: nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"format": "pt"})
+        yield temporary
         temporary.replace(path)
+    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
+        raise UserError(f"{path}: cannot be written ({str(error).strip().splitlines()[0]})") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -93,12 +93,13 @@ class RollingCache:
         return attention(query, self.keys[layer][:, :filled], self.values[layer][:, :filled])
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the cache holds, for ``restore``."""
+        """A copy of all that the cache holds, for ``restore``."""
         filled = min(self.frames, self.slots) * self.frame_tokens
         parts = {"cache.place": torch.tensor([self.frames, self.skipped, *self.sink_moved])}
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             parts |= {f"cache.keys.{layer}": keys[:, :filled], f"cache.values.{layer}": values[:, :filled]}
-        return parts | {f"cache.sink_keys.{layer}": keys for layer, keys in enumerate(self.sink_keys)}
+        parts |= {f"cache.sink_keys.{layer}": keys for layer, keys in enumerate(self.sink_keys)}
+        return {name: value.clone() for name, value in parts.items()}  # the buffers are written over as the stream goes
 
     def restore(self, parts: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` of a cache of the same model and batch gave."""

@@ -35,12 +35,7 @@ def freeze_onto(base: nn.Module, adapter: Adapter, source: str) -> None:
     It is not merged into the weights: small changes of a bfloat16 weight would be rounded away. Raises UserError when
     it does not fit; ``source`` names it there.
     """
-    linear = {
-        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
-        for name, module in base.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    }
-    fits(adapter, linear, source)
+    fits(adapter, linear_layers(base), source)
     taken = {name for layer in lora_layers(base).values() for name in layer.lora_A}
     own = f"{FROZEN}{len(taken)}"
     ranks = {layer: pair.a.shape[0] for layer, pair in adapter.items()}
@@ -55,6 +50,15 @@ def freeze_onto(base: nn.Module, adapter: Adapter, source: str) -> None:
                 layer.lora_B[own].to(adapter[name].b.dtype).weight.copy_(adapter[name].b)
             layer.set_adapter([known for known in layer.lora_A if known.startswith(FROZEN)])
     base.requires_grad_(False)
+
+
+def linear_layers(base: nn.Module) -> dict[str, tuple[int, ...]]:
+    """(out, in) of every linear layer of the base, by name."""
+    return {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
 
 
 @contextmanager

@@ -21,14 +21,17 @@ from astrolabe.models.released import (
     released,
 )  # fmt: skip
 from astrolabe.models.text_cache import OWNER, TextCache
-from astrolabe.models.wan.config import StreamConfig
+from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.text import WanTextEncoder, load_umt5
 from astrolabe.models.wan.vae import load_vae
 from astrolabe.models.wan.weights import load_transformer
 from astrolabe.runtime.config import config, setting
-from astrolabe.runtime.device import Dtype, check_device, torch_dtype
+from astrolabe.runtime.device import Dtype, check_device, torch_dtype, usual_device
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import locked
+from astrolabe.runtime.tensorfile import FLAT
+from astrolabe.types import TextEmbeddings
 
 PIXELS = 16  # rows and columns of a token: the VAE makes 8 one, the patch 2
 ReleasedName = Literal[
@@ -43,8 +46,9 @@ class ReleasedSettings:
 
     name: ReleasedName = setting("model; `astrolabe models` shows them all")
     weights: str = setting("its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
-    container: Literal["own", "generator", "generator_ema"] = setting(
-        "which weights of a checkpoint that has several; `own`: those that its authors use", default="own"
+    container: Literal["own", "generator", "generator_ema", "flat"] = setting(
+        "which weights of a checkpoint that has several; `own`: those that its authors use, `flat`: those at its top",
+        default="own",
     )
     adapter: str = setting(
         "adapter that belongs to the model and stays frozen (PEFT folder or LoRA file); empty: its authors', if it has "
@@ -75,12 +79,17 @@ class ReleasedSettings:
         "what the frozen base is kept and computes in; `auto` is bfloat16 where the machine multiplies it natively",
         default="auto",
     )
-    device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
+    device: str = setting("where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto")
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):
             if getattr(self, name) % PIXELS:
                 raise UserError(f"{name}={getattr(self, name)} is not a multiple of {PIXELS} pixels")
+
+    @property
+    def place(self) -> str:
+        """The device, with nothing left open."""
+        return usual_device() if self.device == "auto" else self.device
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -150,40 +159,67 @@ class Files:
     @property
     def containers(self) -> tuple[str, ...]:
         """Which parts of the checkpoint may be used, in order."""
-        own = self.model.containers
-        return own if self.settings.container == "own" else (self.settings.container,)
+        if self.settings.container == "own":
+            return tuple(dict.fromkeys((*self.model.containers, FLAT)))  # files that others converted are flat
+        return (FLAT if self.settings.container == "flat" else self.settings.container,)
 
 
 def open_model(settings: ReleasedSettings) -> WanGenerator:
     """The generator; prompts come from its text cache. UserError for whatever is missing or does not fit."""
-    check_device(settings.device)
-    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.device)
+    check_device(settings.place)
+    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.place)
     stream, cache, adapter = settings.stream, TextCache.open(settings.text_cache), files.adapter()
     lora = read_adapter(adapter) if adapter else None
-    vae = load_vae(files.vae(), settings.device, dtype, settings.vae_tile)
-    transformer = load_transformer(files.transformer(), files.containers, settings.device, dtype)
-    if transformer.config.text_dim != cache.dim:
-        raise UserError(
-            f"{cache.folder} holds embeddings of {cache.dim} numbers a token, {settings.name} wants "
-            f"{transformer.config.text_dim}; embed the prompts with its own text encoder, into another folder"
-        )
+    vae = load_vae(files.vae(), settings.place, dtype, settings.vae_tile)
+    transformer = load_transformer(files.transformer(), files.containers, settings.place, dtype)
+    check_text(cache, transformer.config)
     if lora:
         freeze_onto(transformer, lora, str(adapter))
     return WanGenerator(transformer, stream, settings.latent_shape, cache, vae, dtype)
+
+
+def check_text(cache: TextCache, config: WanConfig) -> None:
+    """UserError when the embeddings in ``cache`` are not of the size that a transformer takes."""
+    if config.text_dim != cache.dim:
+        raise UserError(
+            f"{cache.folder} holds embeddings of {cache.dim} numbers a token, the model takes {config.text_dim}; embed "
+            "the prompts with its own text encoder, into another folder (--model.text_cache)"
+        )
+
+
+class LiveTextEncoder:
+    """Prompts that nobody knew before: from the text cache when they are there, else embedded, and kept there.
+
+    For programs that take prompts while a video runs: ``model.text_encoder = LiveTextEncoder(settings)``. The text
+    encoder is loaded at the first prompt that is new, and stays.
+    """
+
+    def __init__(self, settings: ReleasedSettings):
+        self.settings = settings
+        self._loaded: tuple[WanTextEncoder, str] | None = None
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbeddings:
+        """Embeddings [b, n, d]."""
+        folder = Path(self.settings.text_cache)
+        if not (folder / OWNER).exists() or TextCache.open(folder).missing(prompts):
+            self._loaded = self._loaded or open_text_encoder(self.settings)
+            encoder, identity = self._loaded
+            TextCache.create(folder, identity, encoder.dim).fill(prompts, encoder.encode)
+        return TextCache.open(folder).encode(prompts)
 
 
 def open_text_encoder(settings: ReleasedSettings) -> tuple[WanTextEncoder, str]:
     """The text encoder on the model's device, and its identity for ``TextCache``."""
     from transformers import AutoTokenizer
 
-    check_device(settings.device)
-    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.device)
+    check_device(settings.place)
+    files, dtype = Files(settings), torch_dtype(settings.dtype, settings.place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer()), trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{files.tokenizer()}: no tokenizer ({reason}); it should be Wan's google/umt5-xxl") from None
-    encoder = WanTextEncoder(load_umt5(files.text_encoder(), settings.device, dtype), tokenizer)
+    encoder = WanTextEncoder(load_umt5(files.text_encoder(), settings.place, dtype), tokenizer)
     return encoder, encoder.identity()
 
 
@@ -200,9 +236,16 @@ def embed(
     ``report`` how many more are done.
     """
     folder = Path(settings.text_cache)
-    if (folder / OWNER).exists() and not TextCache.open(folder).missing(prompts):
+
+    def complete() -> bool:
+        return (folder / OWNER).exists() and not TextCache.open(folder).missing(prompts)
+
+    if complete():
         return 0
-    encoder, identity = open_text_encoder(settings)
-    cache = TextCache.create(folder, identity, encoder.dim)
-    begin(len(cache.missing(prompts)))
-    return cache.fill(prompts, encoder.encode, batch, report)
+    with locked(folder):  # of several processes one embeds, and the others find it done
+        if complete():
+            return 0
+        encoder, identity = open_text_encoder(settings)
+        cache = TextCache.create(folder, identity, encoder.dim)
+        begin(len(cache.missing(prompts)))
+        return cache.fill(prompts, encoder.encode, batch, report)

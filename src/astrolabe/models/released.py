@@ -18,6 +18,7 @@ PARAMETERS = {WAN_1_3B: 1.419e9, WAN_14B: 14.29e9}
 LATENT_SHAPE = (16, 60, 104)  # 480 x 832 pixels
 FRAME_TOKENS = 60 * 104 // 4
 FPS = 16
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 WAN_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B"
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -103,7 +104,7 @@ RELEASED: dict[str, ReleasedModel] = {
         ReleasedModel(
             "krea-realtime-14b", "krea/krea-realtime-video", "krea-realtime-video-14b.safetensors", ("",),
             WAN_14B, CHUNKWISE, "see its repository",
-            "its server rebuilds the cache from the last 3 clean frames before each chunk: --rebuild 3",
+            "its server rebuilds the cache from the last 3 clean frames before each chunk: --model.rebuild_frames 3",
         ),
     )
 }  # fmt: skip
@@ -130,7 +131,7 @@ def find_file(source: str, repository: str, file: str, fetch: bool = True) -> Pa
             if candidate.is_file():
                 return candidate
         raise UserError(f"{place}: has neither {file} nor {Path(file).name}; download it there, or name the file")
-    if source and (place.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1):
+    if source and (place.suffix in WEIGHT_FILES or source.startswith((".", "/", "~")) or source.count("/") != 1):
         raise UserError(f"{source}: no such file or folder, and not a hub id (owner/name)")
     return download(source or repository, file, fetch)
 

@@ -1,4 +1,4 @@
-"""Recipes for released models: the paper's hyper-parameters (section 7), on short clips, for one GPU.
+"""Recipes for released models: the paper's hyper-parameters (section 7), on short clips.
 
 Until a model that judges is named among the rewards, two measures of motion that need no weights stand in for it.
 """

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe import flow
 from astrolabe.models.base import Generator
+from astrolabe.models.wan.config import StreamConfig
 from astrolabe.rl import advantages as credit
 from astrolabe.rl.advantages import Combine, Std
 from astrolabe.rl.policies import Policies
@@ -62,12 +63,12 @@ class NFT:
         advantages = credit.group_advantages(rewards, rollout.group_size, self.settings.std)
         return Experience(rollout, scores, advantages, credit.optimality(advantages, self.settings.a_max))
 
-    def level_table(self, generator: Generator, chunks: int) -> Tensor:
+    def level_table(self, stream: StreamConfig, chunks: int) -> Tensor:
         """The levels [k, chunks] to choose from, those that the sampler visits in each chunk; missing ones are nan.
 
         Raises UserError when a chunk has fewer than ``levels_per_sample``.
         """
-        stream, count = generator.stream, self.settings.levels_per_sample
+        count = self.settings.levels_per_sample
         columns = [stream.levels_of(chunk) for chunk in range(chunks)]
         if self.settings.levels == "unwarped":
             columns = [torch.tensor(stream.steps_of(c), dtype=torch.float64) / flow.TIMESTEPS for c in range(chunks)]
@@ -86,7 +87,7 @@ class NFT:
         on the micro-batch it comes in.
         """
         chunk, count = generator.stream.chunk_frames, self.settings.levels_per_sample
-        table = self.level_table(generator, shape[0] // chunk)
+        table = self.level_table(generator.stream, shape[0] // chunk)
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)

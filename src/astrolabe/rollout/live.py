@@ -7,7 +7,7 @@ remembered).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,8 @@ class VideoStream:
 
     def __init__(self, generator: Generator, text: TextEmbeddings, noise: NoiseSource, decode: bool = True):
         self.generator, self.noise, self.decodes = generator, noise, decode
-        self.text, self.condition = text, generator.condition(text)
+        with torch.no_grad():
+            self.text, self.condition = text, generator.condition(text)
         self.index = 0  # chunks made since the beginning, across cuts: noise never repeats
         self._begin()
 
@@ -145,14 +146,17 @@ class VideoStream:
         self.cache = cache
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that decides how the stream goes on, but for its noise and its decoder: for ``restore``."""
+        """A copy of all that decides how the stream goes on, but for its noise: for ``restore``."""
         parts = {"text": self.text, "place": torch.tensor([self.index, self.frames])}
         for name, chunks in (("sink", self.sink), ("recent", self.recent)):
             parts |= {f"{name}.{i}": chunk for i, chunk in enumerate(chunks)}
-        return parts | self.cache.tensors()
+        decoder = self.generator.decoder_tensors(self.state)
+        return parts | self.cache.tensors() | {f"decoder.{name}": value for name, value in decoder.items()}
 
-    def restore(self, parts: dict[str, Tensor], state: Any = None) -> None:
-        """Go on from ``tensors`` of another stream of the same model, exactly; ``state`` is its decoder's."""
+    @torch.no_grad()
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Go on from ``tensors`` of another stream of the same model, exactly."""
+        parts = {name: value.to(self.generator.device) for name, value in parts.items()}
         self._speak(parts["text"])
         self._begin()
         self.index, self.frames = (int(number) for number in parts["place"])
@@ -160,7 +164,8 @@ class VideoStream:
             keys = sorted((key for key in parts if key.startswith(f"{name}.")), key=lambda key: int(key.split(".")[1]))
             setattr(self, name, [parts[key] for key in keys])
         self.cache.restore(parts)
-        self.state = state
+        decoder = {name.removeprefix("decoder."): value for name, value in parts.items() if name.startswith("decoder.")}
+        self.state = self.generator.decoder_state(decoder)
 
 
 def start(generator: Generator, prompts: Sequence[str], seed: int = 0, decode: bool = True) -> VideoStream:

@@ -34,6 +34,8 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
         save_file(_unshared(tensors), temporary, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
         _flush(temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)

@@ -13,6 +13,11 @@ from astrolabe.runtime.errors import UserError
 Dtype = Literal["auto", "bfloat16", "float32"]
 
 
+def usual_device() -> str:
+    """The GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_device(device: str) -> None:
     """Raise UserError unless torch can put a tensor there."""
     try:

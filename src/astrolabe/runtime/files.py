@@ -25,6 +25,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` (made if needed) for this process; others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
 def claimed(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (made if needed) for this process; UserError when another one holds it.
 

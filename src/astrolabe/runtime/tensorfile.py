@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -136,23 +135,25 @@ def _index_zip(path: Path) -> dict[str, Container]:
     try:
         with FakeTensorMode():  # tensors without contents, which remember where in the file theirs are
             loaded = torch.load(path, weights_only=True)
+        if not isinstance(loaded, dict):
+            raise UserError(f"{path}: holds a {type(loaded).__name__}; expected a dictionary of tensors")
+        containers = {FLAT: loaded} | {name: part for name, part in loaded.items() if isinstance(part, dict)}
+        indexed = {
+            str(name): {str(key): _entry(value) for key, value in part.items() if isinstance(value, Tensor)}
+            for name, part in containers.items()
+        }
+        return {name: part for name, part in indexed.items() if part}
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(
             f"{path}: refused, because loading it would run code that it brings ({reason}); "
             "ask its author for safetensors"
         ) from None
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:  # a damaged pickle may fail anywhere in torch's reader, in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a whole checkpoint ({reason}); copy or download it again") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}; expected a dictionary of tensors")
-    containers = {FLAT: loaded} | {name: part for name, part in loaded.items() if isinstance(part, dict)}
-    indexed = {
-        str(name): {str(key): _entry(value) for key, value in part.items() if isinstance(value, Tensor)}
-        for name, part in containers.items()
-    }
-    return {name: part for name, part in indexed.items() if part}
 
 
 def _entry(tensor: Tensor) -> Entry:

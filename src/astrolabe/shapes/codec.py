@@ -6,6 +6,7 @@ which is therefore all the state that streaming needs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,14 @@ class Codec(nn.Module):
         groups = functional.pixel_shuffle(self.decode_patches(latents, state).flatten(0, 1), PATCH)
         video = groups.reshape(latents.shape[0], -1, 3, *groups.shape[-2:]).mul_(0.5).add_(0.5).clamp_(0, 1)
         return video if state is not None else video[:, GROUP - 1 :], DecoderState(latents[:, -1])
+
+    def pack(self, state: DecoderState) -> dict[str, Tensor]:
+        """The state as tensors, for the disk."""
+        return {"previous": state.previous}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> DecoderState:
+        """The inverse of ``pack``."""
+        return DecoderState(tensors["previous"])
 
     def patches(self, video: Tensor) -> Tensor:
         """The groups of ``video`` folded to ``[B, F, 4*3*64, H/8, W/8]`` in [-1, 1]; errors as in :meth:`encode`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -25,9 +25,16 @@ class TextEncoder(Protocol):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Latents to pixels in [0, 1], continuing from the state that the frames before left."""
+    """Latents to pixels in [0, 1], continuing from the state that the frames before left.
+
+    ``pack`` and ``unpack`` turn a state into tensors and back, for the disk.
+    """
 
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...
+
+    def pack(self, state: Any) -> dict[str, Tensor]: ...
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Any: ...
 
 
 class WanGenerator:
@@ -118,6 +125,14 @@ class WanGenerator:
         assert self.codec is not None, "this generator was built without a codec"
         with self.precision():
             return self.codec.decode(latents, state)
+
+    def decoder_tensors(self, state: Any) -> dict[str, Tensor]:
+        """The decoder's state as tensors; none before the first frame."""
+        return {} if state is None or self.codec is None else self.codec.pack(state)
+
+    def decoder_state(self, tensors: Mapping[str, Tensor]) -> Any:
+        """The inverse of ``decoder_tensors``."""
+        return self.codec.unpack(tensors) if tensors and self.codec else None
 
     def _run(self, x: Latents, timestep: Tensor, text: Conditioning, memory: Any, first_frame: int = 0) -> Latents:
         with self.precision():

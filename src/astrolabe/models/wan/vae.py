@@ -17,6 +17,8 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 from astrolabe.types import Latents, Video
 
+FIRST_SEEN = "Rep"  # what diffusers' upsampling in time leaves in its place after the first frame
+KINDS = (type(None), Tensor, str)
 PIXELS_A_FRAME = 4  # video frames of a latent frame, but for the first, which is one alone
 
 RENAMES = (
@@ -98,6 +100,22 @@ class WanVAE:
             frames.append(parts[0] if len(parts) == 1 else blend(parts, grid))
         pixels = torch.cat(frames, 2).clamp(-1, 1).transpose(1, 2)
         return ((pixels + 1) / 2).to(latents.dtype), state
+
+    def pack(self, state: StreamState) -> dict[str, Tensor]:
+        """The state as tensors, for the disk; ``kinds`` [tiles, places] says what each place holds."""
+        kinds = torch.tensor([[KINDS.index(type(value)) for value in part] for part in state.features])
+        places = ((t, i, value) for t, part in enumerate(state.features) for i, value in enumerate(part))
+        return {"kinds": kinds} | {f"{t}.{i}": value for t, i, value in places if isinstance(value, Tensor)}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> StreamState:
+        """The inverse of ``pack``."""
+        others = {0: None, 2: FIRST_SEEN}
+        return StreamState(
+            [
+                [tensors[f"{t}.{i}"] if kind == 1 else others[kind] for i, kind in enumerate(row)]
+                for t, row in enumerate(tensors["kinds"].tolist())
+            ]
+        )
 
     @torch.no_grad()
     def encode(self, video: Video) -> Latents:

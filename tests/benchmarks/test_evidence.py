@@ -1,0 +1,32 @@
+"""The committed evidence belongs to the recipe and the weights of today, and shows what the README says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from benchmarks.evidence import RESULT, measured
+
+
+@pytest.fixture(scope="module")
+def evidence() -> dict[str, Any]:
+    """What ``make evidence`` wrote."""
+    content: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
+    return content
+
+
+def test_the_evidence_was_measured_with_the_recipe_and_the_weights_of_today(evidence: dict[str, Any]) -> None:
+    assert evidence["measured"] == json.loads(json.dumps(measured()))
+
+
+def test_every_seed_lifts_and_the_demos_own_by_more_than_chance(evidence: dict[str, Any]) -> None:
+    joint = {name: run["measures"]["joint"] for name, run in evidence["runs"].items() if name.startswith("seed")}
+    assert set(joint) == {"seed 0", "seed 1", "seed 2"}
+    assert all(values["difference"] > 0 for values in joint.values())
+    assert joint["seed 0"]["ci95"][0] > 0
+
+
+def test_a_run_under_random_rewards_does_not_lift(evidence: dict[str, Any]) -> None:
+    assert evidence["runs"]["random rewards"]["measures"]["joint"]["ci95"][0] <= 0
