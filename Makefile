@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MYPY   := src tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes evidence lint clean
+.PHONY: help demo test shapes evidence bench lint clean
 
 help: ## this page
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,10 @@ shapes: $(VENV)/.installed ## train the embedded shapes model again, from nothin
 
 evidence: $(VENV)/.installed ## measure again what the README claims
 	$(BIN)/python -m benchmarks.evidence
+
+bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
+	$(BIN)/python -m benchmarks.loading
+	$(BIN)/python -m benchmarks.generation
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

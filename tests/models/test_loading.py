@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -138,6 +142,26 @@ def test_a_truncated_file_is_refused(suffix: str, share: float, tmp_path: Path) 
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(UserError, match=str(path)):
         load_transformer(path)
+
+
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
+def test_a_damaged_file_is_refused_or_harmless(
+    place: float, value: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "model.pt"
+    records, damaged = io.BytesIO(), io.BytesIO()
+    torch.save({"generator": {"a": torch.ones(2, 3), "b": torch.ones(4)[1:]}}, records)
+    with zipfile.ZipFile(records) as source, zipfile.ZipFile(damaged, "w") as target:
+        for name in source.namelist():  # a new zip, so that its checksums fit what is in it
+            content = bytearray(source.read(name))
+            if name.endswith("data.pkl"):
+                content[int(place * len(content))] = value
+            target.writestr(name, bytes(content))
+    path.write_bytes(damaged.getvalue())
+    try:
+        open_tensors(path)
+    except UserError as error:
+        assert str(path) in str(error)
 
 
 def test_a_file_of_another_kind_and_no_file_are_refused(tmp_path: Path) -> None:
