@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -144,6 +144,7 @@ def test_a_truncated_file_is_refused(suffix: str, share: float, tmp_path: Path) 
         load_transformer(path)
 
 
+@settings(deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_a_damaged_file_is_refused_or_harmless(
     place: float, value: int, tmp_path_factory: pytest.TempPathFactory

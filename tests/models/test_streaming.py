@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from astrolabe.models.attention import attention
 from astrolabe.models.cache import RollingCache, cache_bytes
 from astrolabe.models.rope import rotate, rotation, shift
-from astrolabe.models.visibility import attention, visible
+from astrolabe.models.visibility import visible
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.runtime.errors import UserError
@@ -189,7 +190,7 @@ def test_moving_rotated_keys_equals_rotating_them_elsewhere(frame: int, moved: i
 def test_plain_and_fused_attention_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = torch.randn(3, 2, 8, 2, 16, dtype=torch.float64)
     plain = attention(query, key, value)
-    monkeypatch.setattr("astrolabe.models.visibility.FEW_KEYS", 0)
+    monkeypatch.setattr("astrolabe.models.attention.FEW_KEYS", 0)
     assert_equal(plain, attention(query, key, value))
 
 

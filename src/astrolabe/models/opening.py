@@ -27,7 +27,7 @@ from astrolabe.models.wan.text import WanTextEncoder, load_umt5
 from astrolabe.models.wan.vae import load_vae
 from astrolabe.models.wan.weights import load_transformer
 from astrolabe.runtime.config import config, setting
-from astrolabe.runtime.device import Dtype, check_device, torch_dtype, usual_device
+from astrolabe.runtime.device import Dtype, check_device, empty_cache, torch_dtype, usual_device
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import locked
 from astrolabe.runtime.tensorfile import FLAT
@@ -248,4 +248,7 @@ def embed(
         encoder, identity = open_text_encoder(settings)
         cache = TextCache.create(folder, identity, encoder.dim)
         begin(len(cache.missing(prompts)))
-        return cache.fill(prompts, encoder.encode, batch, report)
+        count = cache.fill(prompts, encoder.encode, batch, report)
+    del encoder
+    empty_cache(settings.place)  # the transformer comes next, and wants the room
+    return count

@@ -10,15 +10,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
-from torch.nn import functional as F
 
 from astrolabe.models import rope
+from astrolabe.models.attention import Heads, attention
 from astrolabe.models.wan.config import StreamConfig
-
-Heads = Float[Tensor, "b n heads head_dim"]
-Keys = Float[Tensor, "b keys heads head_dim"]
 
 
 @runtime_checkable
@@ -27,6 +22,20 @@ class Memory(Protocol):
 
     def attend(self, layer: int, query: Heads, key: Heads, value: Heads) -> Heads:
         """Attention output of every query; queries and keys are rotated to their absolute frame already."""
+        ...
+
+
+@runtime_checkable
+class StreamMemory(Memory, Protocol):
+    """A memory that grows with a stream, chunk by chunk."""
+
+    @property
+    def position(self) -> int:
+        """Absolute latent frame of what comes next."""
+        ...
+
+    def advance(self, frames: int) -> None:
+        """Make the frames written last part of the history."""
         ...
 
 
@@ -49,24 +58,14 @@ def sink_shift(end: int, window: int | None, positions: str) -> int:
     return max(0, end - window) if positions == "relative" and window is not None else 0
 
 
-FEW_KEYS = 1024  # up to here a CPU is faster without the fused kernel: 1.5x forward, 5 to 10x backward in bfloat16
-
-
-def attention(query: Heads, key: Keys, value: Keys) -> Heads:
-    """Dense softmax attention."""
-    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    if q.device.type == "cpu" and k.shape[2] <= FEW_KEYS:
-        scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
-        return (scores.softmax(3).to(v.dtype) @ v).transpose(1, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-
-
 class BlockCausal:
     """One forward over a clip: a chunk sees itself and the chunks before it, in the state they are run in.
 
     With ``record`` the keys and values of every layer are kept (constant if run without gradient): run over clean
     frames they are the context that ``TeacherForced`` shows to noisy ones.
     """
+
+    position = 0  # absolute latent frame of the clip's first
 
     def __init__(self, stream: StreamConfig, frames: int, record: bool = False):
         self.stream = stream
@@ -75,6 +74,10 @@ class BlockCausal:
         self.record = record
         self.keys: list[Heads] = []
         self.values: list[Heads] = []
+
+    def facing(self) -> TeacherForced:
+        """What noisy frames see of this context."""
+        return TeacherForced(self)
 
     def attend(self, layer: int, query: Heads, key: Heads, value: Heads) -> Heads:
         """See the class."""

@@ -40,6 +40,12 @@ def torch_dtype(name: Dtype, device: torch.device | str) -> torch.dtype:
     return {"auto": default_dtype(device), "bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
+def empty_cache(device: torch.device | str) -> None:
+    """Give what deleted tensors held on a GPU back to it."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def memory(device: torch.device | str) -> tuple[int, int]:
     """Free and total bytes of a device's memory; of the machine's for the CPU."""
     device = torch.device(device)

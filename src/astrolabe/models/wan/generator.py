@@ -10,7 +10,8 @@ from torch import Tensor
 
 from astrolabe.flow import TIMESTEPS
 from astrolabe.models.cache import RollingCache
-from astrolabe.models.visibility import BlockCausal, TeacherForced
+from astrolabe.models.candidates import CandidateCache, CandidateContext
+from astrolabe.models.visibility import BlockCausal, StreamMemory, TeacherForced
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.transformer import CausalWan, Conditioning
 from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
@@ -88,21 +89,33 @@ class WanGenerator:
             self.transformer.config, self.stream, batch, self.frame_tokens, frames, self.dtype, self.device
         )
 
-    def velocity(self, noisy: Latents, sigma: Sigmas, text: Conditioning, cache: RollingCache) -> Latents:
+    def new_candidates(self, history: RollingCache, group: int, frames: int) -> CandidateCache:
+        """Caches for ``group`` clips of ``frames`` latent frames that go on from each row of a history; no copies."""
+        return CandidateCache(history, group, frames)
+
+    def velocity(self, noisy: Latents, sigma: Sigmas, text: Conditioning, cache: StreamMemory) -> Latents:
         """Velocity of the next chunk of a stream."""
         return self._run(noisy, sigma * TIMESTEPS, text, cache, cache.position)
 
     @torch.no_grad()
-    def commit(self, clean: Latents, text: Conditioning, cache: RollingCache) -> None:
+    def commit(self, clean: Latents, text: Conditioning, cache: StreamMemory) -> None:
         """The context pass at t = 0: make a finished chunk history."""
         self._run(clean, clean.new_zeros(clean.shape[:2]), text, cache, cache.position)
         cache.advance(clean.shape[1])
 
     @torch.no_grad()
-    def context(self, clean: Latents, text: Conditioning) -> BlockCausal:
-        """What the chunks of a clean clip leave in the cache, in one pass and without gradient."""
-        memory = BlockCausal(self.stream, clean.shape[1], record=True)
-        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory)
+    def context(
+        self, clean: Latents, text: Conditioning, history: RollingCache | None = None
+    ) -> BlockCausal | CandidateContext:
+        """What the chunks of a clean clip leave in the cache, in one pass and without gradient.
+
+        With a ``history`` the clips go on from it: candidates, several of which may share one row.
+        """
+        frames = clean.shape[1]
+        memory: BlockCausal | CandidateContext = BlockCausal(self.stream, frames, record=True)
+        if history is not None:
+            memory = CandidateContext(history, frames)
+        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory, memory.position)
         return memory
 
     def velocity_teacher_forced(self, noisy: Latents, sigma: Sigmas, clean: Latents, text: Conditioning) -> Latents:
@@ -111,9 +124,11 @@ class WanGenerator:
         self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory)
         return self._run(noisy, sigma * TIMESTEPS, text, TeacherForced(memory))
 
-    def velocity_in_context(self, noisy: Latents, sigma: Sigmas, text: Conditioning, context: BlockCausal) -> Latents:
+    def velocity_in_context(
+        self, noisy: Latents, sigma: Sigmas, text: Conditioning, context: BlockCausal | CandidateContext
+    ) -> Latents:
         """Velocity of every chunk of a clip at once, each seeing the clean chunks before it, as when streaming."""
-        return self._run(noisy, sigma * TIMESTEPS, text, TeacherForced(context))
+        return self._run(noisy, sigma * TIMESTEPS, text, context.facing(), context.position)
 
     def velocity_block_causal(self, noisy: Latents, sigma: Sigmas, text: Conditioning) -> Latents:
         """Velocity of every chunk at once, each seeing the *noisy* chunks before it."""

@@ -13,12 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from astrolabe.models import rope
-from astrolabe.models.visibility import Heads, Memory, attention
+from astrolabe.models.attention import Heads, Part, attend
+from astrolabe.models.visibility import Memory
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.types import Latents, TextEmbeddings
 
 Tokens = Float[Tensor, "b n dim"]
-TextKeys = tuple[Float[Tensor, "b words heads head_dim"], Float[Tensor, "b words heads head_dim"]]
+TextKeys = tuple[Float[Tensor, "prompts words heads head_dim"], Float[Tensor, "prompts words heads head_dim"]]
 Conditioning = list[TextKeys]  # of every block
 
 
@@ -71,7 +72,8 @@ class CrossAttention(Attention):
         return self._heads(self.norm_k(self.k(text))), self._heads(self.v(text))
 
     def forward(self, x: Tokens, text: TextKeys) -> Tokens:
-        return self.o(attention(self._heads(self.norm_q(self.q(x))), *text).flatten(2))
+        """Rows of text may be fewer than those of ``x``: then each is shared by a group of videos side by side."""
+        return self.o(attend(self._heads(self.norm_q(self.q(x))), [Part(*text)]).flatten(2))
 
 
 class Block(nn.Module):
