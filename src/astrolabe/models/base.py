@@ -8,20 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from astrolabe.models.visibility import StreamMemory
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
 
 
 @runtime_checkable
-class Cache(Protocol):
+class Cache(StreamMemory, Protocol):
     """The memory of a stream: how far it has come, how much it holds, and how to continue it in several ways."""
 
     frames: int
-
-    @property
-    def position(self) -> int:
-        """Absolute latent frame of what comes next."""
-        ...
 
     @property
     def nbytes(self) -> int:
@@ -76,6 +72,10 @@ class Generator(Protocol):
     def velocity_in_context(self, noisy: Latents, sigma: Sigmas, text: Any, context: Any) -> Latents: ...
 
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...
+
+    def new_candidates(self, history: Any, group: int, frames: int) -> Any: ...
+
+    def decoder_select(self, state: Any, rows: Tensor) -> Any: ...
 
     def decoder_tensors(self, state: Any) -> dict[str, Tensor]: ...
 

@@ -67,11 +67,20 @@ class VideoStream:
             self._rebuild()
         shape = (len(self.text), stream.chunk_frames, *self.generator.latent_shape)
         opening = 0 if self.frames == 0 else 1  # the first chunk of a video may have steps of its own
-        numbered = _Numbered(self.noise, self.index)
+        numbered = Numbered(self.noise, self.index)
         *_, (clean, _) = denoise_chunk(self.generator, self.condition, self.cache, numbered, opening, shape)
         self._remember(clean)
         self.index += 1
         return Chunk(self.index - 1, clean, self._decode(clean))
+
+    @torch.no_grad()
+    def extend(self, latents: Latents) -> Video | None:
+        """Make clean chunks [b, f, c, h, w] that were made elsewhere what comes next; gives their pixels."""
+        size = self.generator.stream.chunk_frames
+        for chunk in latents.split(size, 1):
+            self._remember(chunk)
+        self.index += latents.shape[1] // size
+        return self._decode(latents)
 
     @torch.no_grad()
     def begin_with(self, latents: Latents) -> Video | None:
@@ -188,7 +197,7 @@ class PlacedNoise:
         return torch.stack([torch.randn(*shape[1:], generator=rng) for rng in rngs])
 
 
-class _Numbered:
+class Numbered:
     """Noise for a chunk by its number in the whole stream, whatever the sampler calls it."""
 
     def __init__(self, noise: NoiseSource, index: int):

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from astrolabe import flow
-from astrolabe.models.base import Cache, Generator
+from astrolabe.models.base import Generator
+from astrolabe.models.visibility import StreamMemory
 from astrolabe.types import Latents, per_frame
 
 
@@ -34,7 +35,7 @@ class SeededNoise:
 
 
 def denoise_chunk(
-    generator: Generator, text: object, cache: Cache, noise: NoiseSource, chunk: int, shape: Sequence[int]
+    generator: Generator, text: object, cache: StreamMemory, noise: NoiseSource, chunk: int, shape: Sequence[int]
 ) -> Iterator[tuple[Latents, Tensor]]:
     """(predicted clean chunk, level) after each sampler level; the last is the chunk (method: few-step sampling)."""
     levels = generator.stream.levels_of(chunk)

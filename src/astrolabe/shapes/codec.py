@@ -80,6 +80,10 @@ class Codec(nn.Module):
         video = groups.reshape(latents.shape[0], -1, 3, *groups.shape[-2:]).mul_(0.5).add_(0.5).clamp_(0, 1)
         return video if state is not None else video[:, GROUP - 1 :], DecoderState(latents[:, -1])
 
+    def select(self, state: DecoderState, rows: Tensor) -> DecoderState:
+        """The state of these videos of the batch, in this order; one may be named several times."""
+        return DecoderState(state.previous[rows])
+
     def pack(self, state: DecoderState) -> dict[str, Tensor]:
         """The state as tensors, for the disk."""
         return {"previous": state.previous}

@@ -28,10 +28,13 @@ class TextEncoder(Protocol):
 class Decoder(Protocol):
     """Latents to pixels in [0, 1], continuing from the state that the frames before left.
 
-    ``pack`` and ``unpack`` turn a state into tensors and back, for the disk.
+    ``select`` gives the state of some videos of a batch, in any order and number; ``pack`` and ``unpack`` turn one into
+    tensors and back, for the disk.
     """
 
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...
+
+    def select(self, state: Any, rows: Tensor) -> Any: ...
 
     def pack(self, state: Any) -> dict[str, Tensor]: ...
 
@@ -140,6 +143,10 @@ class WanGenerator:
         assert self.codec is not None, "this generator was built without a codec"
         with self.precision():
             return self.codec.decode(latents, state)
+
+    def decoder_select(self, state: Any, rows: Tensor) -> Any:
+        """The decoder's state of these rows of a batch; one may be named several times."""
+        return None if state is None or self.codec is None else self.codec.select(state, rows)
 
     def decoder_tensors(self, state: Any) -> dict[str, Tensor]:
         """The decoder's state as tensors; none before the first frame."""

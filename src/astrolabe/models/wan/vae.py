@@ -101,6 +101,12 @@ class WanVAE:
         pixels = torch.cat(frames, 2).clamp(-1, 1).transpose(1, 2)
         return ((pixels + 1) / 2).to(latents.dtype), state
 
+    def select(self, state: StreamState, rows: Tensor) -> StreamState:
+        """The state of these videos of the batch, in this order; one may be named several times."""
+        return StreamState(
+            [[value[rows] if isinstance(value, Tensor) else value for value in part] for part in state.features]
+        )
+
     def pack(self, state: StreamState) -> dict[str, Tensor]:
         """The state as tensors, for the disk; ``kinds`` [tiles, places] says what each place holds."""
         kinds = torch.tensor([[KINDS.index(type(value)) for value in part] for part in state.features])
