@@ -64,6 +64,21 @@ def build_parser() -> Parser:
     training.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
     training.add_argument("-h", "--help", action="store_true", help="show every field with its meaning and unit")
 
+    judging = commands.add_parser(
+        "evaluate", help="compare a run with its base on held-out prompts", allow_abbrev=False
+    )
+    judging.add_argument("run", type=Path)
+    judging.add_argument("--split", choices=("test", "validation"), default="test")
+    judging.add_argument("--no-long", action="store_true", help="leave out the videos of twice the length")
+
+    reporting = commands.add_parser("report", help="write RUN/report.html", allow_abbrev=False)
+    reporting.add_argument("run", type=Path)
+    add_model_commands(commands)
+    return parser
+
+
+def add_model_commands(commands: Any) -> None:
+    """The commands that work on any model, trained here or not."""
     making = commands.add_parser("generate", help="make videos of any length", allow_abbrev=False, epilog=MODEL_FIELDS)
     source = making.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", action="append", help="a prompt or a one-line script (may be repeated)")
@@ -101,17 +116,6 @@ def build_parser() -> Parser:
                                    allow_abbrev=False)  # fmt: skip
     checking.add_argument("recipe", nargs="?", help="a recipe's name or a config.yaml; its fields may follow")
     checking.add_argument("--out", type=Path, help="where the run would go (default: runs/RECIPE)")
-
-    judging = commands.add_parser(
-        "evaluate", help="compare a run with its base on held-out prompts", allow_abbrev=False
-    )
-    judging.add_argument("run", type=Path)
-    judging.add_argument("--split", choices=("test", "validation"), default="test")
-    judging.add_argument("--no-long", action="store_true", help="leave out the videos of twice the length")
-
-    reporting = commands.add_parser("report", help="write RUN/report.html", allow_abbrev=False)
-    reporting.add_argument("run", type=Path)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:

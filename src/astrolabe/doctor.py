@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from astrolabe.models.opening import Files, ReleasedSettings, check_text
 from astrolabe.models.released import released
 from astrolabe.models.text_cache import TextCache
 from astrolabe.models.wan.config import StreamConfig, WanConfig
+from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
 from astrolabe.rl.nft import NFT
@@ -56,12 +58,16 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
     stream, wan = STREAM, WAN
     if isinstance(settings, ReleasedSettings):
         files = Files(settings, download=False)
+        plan = cache(lambda: plan_transformer(files.transformer(), files.containers))
         stream, wan = settings.stream, released(settings.name).wan
-        yield attempt("transformer", lambda: str(plan_transformer(files.transformer(), files.containers)[0]), DOWNLOAD)
-        yield attempt("its adapter", lambda: own_adapter(files), DOWNLOAD)
+        transformer = attempt("transformer", lambda: str(plan()[0]), DOWNLOAD)
+        yield transformer
+        if transformer.well:
+            wan = plan()[1].config
+            yield attempt("its adapter", lambda: own_adapter(files, plan()[1]), DOWNLOAD)
         yield attempt("VAE", lambda: f"{files.vae()}, {check_vae(files.vae())} tensors", DOWNLOAD)
         if prompts.well:
-            yield attempt("text cache", lambda: coverage(cfg, settings))
+            yield attempt("text cache", lambda: coverage(cfg, settings, wan))
     yield attempt("clip", lambda: clip(cfg, stream))
     yield room(cfg, wan)
     yield disk_needed(cfg, wan, out)
@@ -96,12 +102,11 @@ def machine(out: Path) -> Iterator[Finding]:
     yield Finding("disk", True, f"{size(shutil.disk_usage(place).free)} free at {place}")
 
 
-def own_adapter(files: Files) -> str:
-    """The adapter that belongs to the model, read and fitted on ``meta``."""
+def own_adapter(files: Files, transformer: CausalWan) -> str:
+    """The adapter that belongs to the model, read and fitted to the transformer on ``meta``."""
     path = files.adapter()
     if path is None:
         return "none"
-    _, transformer = plan_transformer(files.transformer(), files.containers)
     adapter = read_adapter(path)
     fits(adapter, linear_layers(transformer), str(path))
     return f"{path}, {len(adapter)} layers"
@@ -124,13 +129,12 @@ def disk_needed(cfg: TrainConfig, wan: WanConfig, out: Path) -> Finding:
     )
 
 
-def coverage(cfg: TrainConfig, settings: ReleasedSettings) -> str:
-    """That every prompt has its embedding; UserError names the first that has none."""
+def coverage(cfg: TrainConfig, settings: ReleasedSettings, wan: WanConfig) -> str:
+    """That every prompt has its embedding, of the right size; UserError names the first that has none."""
     prompts = make_prompts(cfg).prompts
-    cache = TextCache.open(settings.text_cache)
-    cache.check(prompts)
-    files = Files(settings, download=False)
-    check_text(cache, plan_transformer(files.transformer(), files.containers)[1].config)
+    embedded = TextCache.open(settings.text_cache)
+    embedded.check(prompts)
+    check_text(embedded, wan)
     return f"{len(prompts)} prompts in {settings.text_cache}"
 
 
@@ -161,8 +165,6 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
 
 def parameters(wan: WanConfig) -> int:
     """Numbers of a transformer."""
-    from astrolabe.models.wan.transformer import CausalWan
-
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in CausalWan(wan).parameters())
 

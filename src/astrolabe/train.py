@@ -6,6 +6,7 @@ import hashlib
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class Trainer:
         )
         self.algorithm.after_step(self.policies)
         clock.append(time.monotonic())
-        phases = zip(("rollout", "rewards", "update"), clock, clock[1:], strict=False)
-        seconds = {f"seconds/{name}": end - begin for name, begin, end in phases}
+        phases = zip(("rollout", "rewards", "update"), pairwise(clock), strict=True)
+        seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
         return experience, metrics | {"lr": lr} | credit_metrics(experience) | seconds
 
     def state(self) -> dict[str, torch.Tensor]:

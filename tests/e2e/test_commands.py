@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from astrolabe.cli import main
@@ -227,3 +228,13 @@ def test_an_adapter_of_another_model_is_refused(run: Path, tmp_path: Path, capsy
     tensors, metadata = load_tensors(run / "adapter.safetensors")
     save_tensors(other / "adapter.safetensors", tensors, metadata | {"base": "0" * 64})
     assert "another model" in fails(["evaluate", str(other)], capsys)
+
+
+def test_memory_that_does_not_suffice_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore lines")
+
+    monkeypatch.setattr("astrolabe.cli.train", too_much)
+    assert "Tried to allocate 9 GiB.; use smaller micro_batch" in fails(TINY, capsys)

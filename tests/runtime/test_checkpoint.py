@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from astrolabe.runtime import checkpoint
@@ -223,3 +224,19 @@ def test_a_hidden_file_of_somebody_else_is_no_leftover(tmp_path: Path):
     (store.folder / ".DS_Store").write_text("x")
     store.save(2, {"a": torch.ones(1)}, {})
     assert (store.folder / ".DS_Store").exists() and store.steps() == [1, 2]
+
+
+def test_a_disk_that_is_full_is_a_sentence_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.safetensors"
+    save_tensors(path, {"x": torch.ones(2)}, {})
+    before = path.read_bytes()
+
+    def no_room(*args: Any, **options: Any) -> None:
+        raise SafetensorError("I/O error: no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    with pytest.raises(UserError, match=r"state\.safetensors: cannot be written \(I/O error: no space"):
+        save_tensors(path, {"x": torch.zeros(2)}, {})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -133,7 +134,7 @@ def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
     for shot in script:
         place += share if shot.seconds is None else shot.seconds
         ends.append(frames_of(place, fps, chunk))
-    lengths = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    lengths = [end - begin for begin, end in pairwise([0, *ends])]
     if short := [shot.prompt for shot, length in zip(script, lengths, strict=True) if length < chunk]:
         raise UserError(f"shot {short[0]!r} is shorter than a chunk ({4 * chunk / fps:.2f} s); make it longer")
     return tuple(lengths)

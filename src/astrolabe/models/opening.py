@@ -134,11 +134,14 @@ class Files:
         named = self.settings.adapter
         if named == "none" or not (named or self.model.lora):
             return None
-        if named and Path(named).is_dir():
+        if named:
+            if not Path(named).exists():
+                raise UserError(f"model.adapter={named}: no such file or folder; `none` leaves the adapter out")
             return Path(named)
+        assert self.model.lora is not None
         weights = Path(self.settings.weights)
         beside = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
-        return find_file(named or beside, self.model.repository, self.model.lora or named, self.download)
+        return find_file(beside, self.model.repository, self.model.lora, self.download)
 
     def vae(self) -> Path:
         """Wan's VAE."""
@@ -197,6 +200,9 @@ class LiveTextEncoder:
     def __init__(self, settings: ReleasedSettings):
         self.settings = settings
         self._loaded: tuple[WanTextEncoder, str] | None = None
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Any text can be encoded."""
 
     def encode(self, prompts: Sequence[str]) -> TextEmbeddings:
         """Embeddings [b, n, d]."""

@@ -43,6 +43,10 @@ class TextEncoder(nn.Module):
         """Embeddings ``[B, text_len, text_dim]`` of the word ids ``[B, text_len]``."""
         return (self.words(ids) + self.positions) * (ids != PADDING)[..., None]
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Errors as in :meth:`tokenize`."""
+        self.tokenize(texts)
+
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Embeddings ``[B, text_len, text_dim]`` of prompts; errors as in :meth:`tokenize`."""
         return self(self.tokenize(texts))

@@ -19,7 +19,9 @@ from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Prompts to embeddings [b, n, d]; rows of padding are zero."""
+    """Prompts to embeddings [b, n, d], rows of padding zero; ``check`` raises UserError for a prompt it cannot take."""
+
+    def check(self, texts: Sequence[str]) -> None: ...
 
     def encode(self, texts: Sequence[str]) -> TextEmbeddings: ...
 
@@ -77,9 +79,9 @@ class WanGenerator:
             return self.text_encoder.encode(prompts).to(self.device, self.weights_dtype)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """UserError unless every prompt can be encoded; embeddings on disk are looked for, not read."""
-        check = getattr(self.text_encoder, "check", self.encode_text)
-        check(prompts)
+        """UserError unless every prompt can be encoded; nothing is encoded yet."""
+        assert self.text_encoder is not None, "this generator was built without a text encoder"
+        self.text_encoder.check(prompts)
 
     def condition(self, text: TextEmbeddings) -> Conditioning:
         """Text keys and values under the policy in force."""

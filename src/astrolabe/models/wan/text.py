@@ -117,6 +117,9 @@ class WanTextEncoder:
         shapes = "".join(f"{name}{list(value.shape)}" for name, value in sorted(state.items()))
         return fingerprint(small | {"shapes": torch.tensor(list(shapes.encode()), dtype=torch.uint8)})
 
+    def check(self, texts: Sequence[str]) -> None:
+        """Any text can be encoded."""
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> TextEmbeddings:
         """Embeddings of the cleaned prompts; longer ones are cut at TEXT_LEN tokens, as in Wan."""
