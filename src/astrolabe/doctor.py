@@ -133,8 +133,8 @@ def coverage(cfg: TrainConfig, settings: ReleasedSettings, wan: WanConfig) -> st
     """That every prompt has its embedding, of the right size; UserError names the first that has none."""
     prompts = make_prompts(cfg).prompts
     embedded = TextCache.open(settings.text_cache)
-    embedded.check(prompts)
     check_text(embedded, wan)
+    embedded.check(prompts)
     return f"{len(prompts)} prompts in {settings.text_cache}"
 
 

@@ -227,12 +227,16 @@ def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
                "--rollout.frames", "6", "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
     main(command)
     assert "NO" not in capsys.readouterr().out
+    other_size = tmp_path / "other"
+    TextCache.create(other_size, "e" * 64, 40)
     for change, words in (
         ("--model.wan=/nowhere", "no such file or folder"),
         (f"--model.weights={files / 'prompts.txt'}", "neither a safetensors file"),
         (f"--model.text_cache={tmp_path / 'none'}", "astrolabe embed"),
         ("--rollout.frames=7", "nearest are 6 and 9"),
         ("--lora.rank=9999999", "lower lora.rank"),
+        ("--lora.rank=9999999", "are free; name another --out"),
+        (f"--model.text_cache={other_size}", "embeddings of 40 numbers a token"),
         (f"--out={trained}", "another configuration"),
         ("--algorithm.levels_per_sample=9", "choose at most 4"),
         (f"--model.adapter={files / 'prompts.txt'}", "neither a safetensors file"),
@@ -290,6 +294,16 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(
     command = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing")]
     assert said in fails([*command, *words, "--out", str(tmp_path / "out")], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_embeddings_for_another_model_are_refused(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    TextCache.create(tmp_path / "text", "e" * 64, 40)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    command = ["train", "self_forcing", *tiny_release.arguments(files, "self-forcing"), "--out", str(tmp_path / "out")]
+    command += [f"--model.text_cache={tmp_path / 'text'}", "--prompts", str(tmp_path / "prompts.txt")]
+    assert "embeddings of 40 numbers a token, the model takes 48" in fails(command, capsys)
 
 
 def test_videos_are_never_overwritten(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
