@@ -13,8 +13,8 @@ import torch
 from PIL.Image import Image
 
 from astrolabe.models.base import Generator
-from astrolabe.rollout.group import generate, video_noise
 from astrolabe.rollout.live import start
+from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.runs import RunFolder, open_run
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.sheets import contact_sheet
@@ -29,7 +29,7 @@ def main(run: Path) -> None:
     """Write the three sheets."""
     cfg, generator, policies = open_run(RunFolder(run))
     prompts = [caption(scene, 0) for scene in SCENES]
-    frames = cfg.rollout.frames
+    frames = cfg.window.frames
     text, noise = generator.encode_text(prompts), list(range(len(prompts)))
     videos = {"ground_truth": render(SCENES, 1 + 4 * (frames - 1), torch.Generator().manual_seed(SEED))}
     for name, slot in (("base", None), ("aligned", "learner")):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from torch import Tensor
 
 CHECKED = ("types", "flow", "models", "rl", "rollout", "rewards")
 install_import_hook([f"astrolabe.{name}" for name in CHECKED], "beartype.beartype")
@@ -36,3 +39,42 @@ def tiny_wan(stream: StreamConfig | None = None, dtype: torch.dtype = torch.floa
 def wan() -> WanGenerator:
     """A tiny random model that sees its whole past."""
     return tiny_wan()
+
+
+class WordEncoder:
+    """Embeddings that belong to the prompt alone (``models.wan.generator.TextEncoder``)."""
+
+    def check(self, texts: Sequence[str]) -> None:
+        """Any text will do."""
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        rngs = [torch.Generator().manual_seed(sum(map(ord, text))) for text in texts]
+        return torch.stack([torch.randn(5, 8, generator=rng, dtype=torch.float64) for rng in rngs])
+
+
+class CarryingCodec:
+    """A causal decoder in two lines: a frame shows its latents and a little of those before (the carried state)."""
+
+    def decode(self, latents: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        before = torch.zeros_like(latents[:, 0]) if state is None else state
+        frames = []
+        for index, latent in enumerate(latents.unbind(1)):
+            before = latent + 0.5 * before
+            frames += [before[:, :3].sigmoid()] * (1 if state is None and index == 0 else 4)
+        return torch.stack(frames, 1), before
+
+    def select(self, state: Tensor, rows: Tensor) -> Tensor:
+        return state[rows]
+
+    def pack(self, state: Tensor) -> dict[str, Tensor]:
+        return {"before": state}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        return tensors["before"]
+
+
+def tiny_world(stream: StreamConfig | None = None, seed: int = 0) -> WanGenerator:
+    """``tiny_wan`` in float64 with a text encoder and a decoder."""
+    model = tiny_wan(stream, torch.float64, seed)
+    model.text_encoder, model.codec = WordEncoder(), CarryingCodec()
+    return model

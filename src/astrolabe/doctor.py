@@ -114,7 +114,7 @@ def own_adapter(files: Files, transformer: CausalWan) -> str:
 
 def clip(cfg: TrainConfig, stream: StreamConfig) -> str:
     """How a clip falls into chunks, and that there are as many levels as are drawn."""
-    chunks = stream.chunks(cfg.rollout.frames)
+    chunks = stream.chunks(cfg.window.frames)
     levels = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards)).level_table(stream, len(chunks))
     return f"{len(chunks)} chunks of {stream.chunk_frames} latent frames, {len(levels)} levels"
 
@@ -149,12 +149,12 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
         stream = settings.stream if isinstance(settings, ReleasedSettings) else STREAM
     except UserError as error:
         return Finding("memory needed", False, str(error))
-    frames = min(cfg.rollout.frames, stream.window_frames or cfg.rollout.frames)
+    frames = min(cfg.window.frames, stream.window_frames or cfg.window.frames)
     parts = {
         "weights": parameters(wan) * dtype.itemsize,
         "adapters": lora_parameters(wan, cfg.lora.rank) * (3 * 4 + 3 * 4),  # three slots; gradient and two moments
         "cache": cache_bytes(wan, cfg.rollout.micro_batch, frames, shape[1] * shape[2] // 4, dtype),
-        "videos": cfg.rollout.prompts * cfg.rollout.group_size * (4 * cfg.rollout.frames - 3)
+        "videos": cfg.rollout.prompts * cfg.rollout.group_size * (4 * cfg.window.frames - 3)
         * 64 * shape[1] * shape[2] * VIDEO_BYTES,
     }  # fmt: skip
     needed = sum(parts.values())

@@ -46,7 +46,7 @@ def evaluate(
             "shapes world; compare its videos with `astrolabe generate`, with and without --adapter"
         )
     cfg, generator, policies = open_run(folder)
-    suite = Suite(split, seeds, cfg.rollout.frames)
+    suite = Suite(split, seeds, cfg.window.frames)
     if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:
         raise UserError(
             f"{folder.path} trained on clips of {suite.frames} latent frames: a quarter of twice that is {window} "
@@ -62,7 +62,7 @@ def evaluate(
     }
     tensors = {"base": to_bytes(base.videos), "aligned": to_bytes(aligned.videos)}
     if long:
-        far = Suite(split, LONG_SEEDS, LONG * cfg.rollout.frames)
+        far = Suite(split, LONG_SEEDS, LONG * cfg.window.frames)
         far_base, far_aligned = both(generator, policies, far, batch, LONG_WINDOWS)
         result["long"] = {
             "frames": far.frames,

@@ -8,21 +8,24 @@ from typing import Literal, cast
 import torch
 
 from astrolabe.data.prompts import PromptList, read_prompts
+from astrolabe.data.scripts import parse_script, plan
 from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
+from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.pixels import PixelMotion, PixelSteadiness
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
-from astrolabe.rl.nft import NFTSettings
+from astrolabe.rl.nft import NFT, NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
-from astrolabe.rollout.group import RolloutSettings
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.device import Dtype, check_device, default_dtype, torch_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
-from astrolabe.shapes.model import load_shapes_model
+from astrolabe.shapes.model import STREAM, load_shapes_model
+from astrolabe.shapes.world import FPS
 
 HARD_MOTIONS = ("bounce", "pulse")
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
@@ -45,6 +48,11 @@ class ShapesSettings:
     def place(self) -> str:
         """The device."""
         return self.device
+
+    @property
+    def stream(self) -> StreamConfig:
+        """How it streams."""
+        return STREAM
 
 
 ModelSettings = ShapesSettings | ReleasedSettings
@@ -72,17 +80,22 @@ class TrainConfig:
     """Everything that decides a run."""
 
     seed: int = setting("seed of every random number of the run", default=0, ge=0, le=2**32 - 1)
-    steps: int = setting("rollouts, each followed by one update", unit="steps", ge=1)
+    steps: int = setting("windows, each made, scored and followed by one update", unit="steps", ge=1)
     model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
     prompts: str = setting(
-        "file with one prompt a line; `train`: the training scenes of the shapes world; `practice`: those of the "
-        "two motions that the embedded model finds hard, bounce and pulse"
+        "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world; `practice`: "
+        "those of the two motions that the embedded model finds hard, bounce and pulse"
     )
     rollout: RolloutSettings
+    window: WindowSettings
     rewards: tuple[RewardSettings, ...] = setting("rewards, each by name and weight", min_length=1)
     algorithm: NFTSettings
     lora: LoraSettings
     optimizer: OptimizerSettings
+    offload: bool = setting(
+        "between phases, keep in the host's memory what is idle on the device: the decoder and the reference",
+        default=False,
+    )
     checkpoint_every: int = setting("checkpoints are this far apart", unit="steps", default=10, ge=1)
     sample_every: int = setting("groups kept for the report are this far apart", unit="steps", default=10, ge=1)
     tensorboard: bool = setting("write TensorBoard events too", default=False)
@@ -165,6 +178,33 @@ def make_prompts(cfg: TrainConfig) -> PromptList:
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
     else:
         texts = read_prompts(cfg.prompts)
-        for text in texts:
+    prompts = PromptList(texts, cfg.rollout.prompts, cfg.seed)
+    if not isinstance(cfg.model, ReleasedSettings):
+        for text in prompts.texts:
             parse(text)
-    return PromptList(texts, cfg.rollout.prompts, cfg.seed)
+    return prompts
+
+
+def make_algorithm(cfg: TrainConfig) -> NFT:
+    """The algorithm that the settings describe."""
+    return NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
+
+
+def check_windows(cfg: TrainConfig, prompts: PromptList, algorithm: NFT) -> None:
+    """UserError unless windows and scripts fall on whole chunks, lie in their video, and have the levels asked for.
+
+    Nothing needs to be loaded for that.
+    """
+    stream, window = cfg.model.stream, cfg.window
+    window.check(stream)
+    chunk = stream.chunk_frames
+    algorithm.level_table(stream, 1 + (window.length - 1) // chunk)
+    seconds = (4 * window.length - 3) / FPS
+    for line in dict.fromkeys(prompts.prompts):
+        script = parse_script(line)
+        plan(script, seconds, FPS, chunk)
+        if len(script) > 1 and stream.sink_frames % chunk and any(shot.enter == "switch" for shot in script[1:]):
+            raise UserError(
+                f"model.sink_frames={stream.sink_frames} is not whole chunks of {chunk}, and the prompt {line!r} "
+                f"switches: what is remembered could not be run again; choose a multiple of {chunk}, or cut with ||"
+            )

@@ -8,19 +8,28 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional
 
 from astrolabe.data.prompts import PromptList
-from astrolabe.experiment import TrainConfig, make_generator, make_prompts, make_rewards, resolved
-from astrolabe.models.base import Generator
+from astrolabe.data.scripts import parse_script
+from astrolabe.experiment import (
+    TrainConfig,
+    check_windows,
+    make_algorithm,
+    make_generator,
+    make_prompts,
+    make_rewards,
+    resolved,
+)
+from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Reward, score
 from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
-from astrolabe.rollout.group import group_rollout
+from astrolabe.rollout.window import Windows
 from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter, to_bytes
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
@@ -28,6 +37,7 @@ from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
+from astrolabe.shapes.world import FPS
 from astrolabe.types import Experience, Metrics
 
 SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
@@ -38,43 +48,79 @@ class Trainer:
     """Everything that one step reads or changes."""
 
     cfg: TrainConfig
-    generator: Generator
+    generator: WanGenerator
     prompts: PromptList
     rewards: list[Reward]
     policies: Policies
     algorithm: NFT
     optimizer: torch.optim.Optimizer
+    windows: Windows
 
     def step(self, step: int) -> tuple[Experience, Metrics]:
-        """Rollout, scores, credit, update: one turn of the method."""
+        """Rollout, scores, credit, update: one turn of the method, on one window of the streams."""
         cfg, clock = self.cfg, [time.monotonic()]
+        number, turn = divmod(step, cfg.window.per_stream)
+        self.make_room("rollout")
         with self.policies.using("behavior"):
-            rng = rng_for(cfg.seed, step, "rollout")
-            rollout = group_rollout(self.generator, self.prompts.batch(step), cfg.rollout, rng)
+            if turn == 0:
+                batch, seed, start = self.streams(number)
+                self.windows.begin(batch, [parse_script(line) for line in batch], seed, start)
+            place = self.windows.position
+            clock.append(time.monotonic())
+            rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"))
         clock.append(time.monotonic())
         scores = score(self.rewards, rollout)
         clock.append(time.monotonic())
         experience = self.algorithm.prepare(rollout, scores)
         rng = rng_for(cfg.seed, step, "update")
         lr = learning_rate(cfg.optimizer, step, cfg.steps)
+        self.make_room("update")
         metrics = update(
             self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, lr, rng
         )
         self.algorithm.after_step(self.policies)
         clock.append(time.monotonic())
-        phases = zip(("rollout", "rewards", "update"), pairwise(clock), strict=True)
+        if turn + 1 < cfg.window.per_stream:
+            self.make_room("rollout")
+            with self.policies.using("behavior"):
+                self.windows.go_on(rollout.latents, self.chosen(experience, step))
+        clock.append(time.monotonic())
+        phases = zip(("history", "rollout", "rewards", "update", "commit"), pairwise(clock), strict=True)
         seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
-        return experience, metrics | {"lr": lr} | credit_metrics(experience) | seconds
+        return experience, metrics | {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Every tensor that decides the future: the slots and the optimiser. All else is a function of the step."""
+    def streams(self, number: int) -> tuple[tuple[str, ...], int, int]:
+        """Prompts, seed and first window of batch number ``number`` of streams: a function of the number alone."""
+        start = self.cfg.window.start_of(self.cfg.seed, number, self.generator.stream.chunk_frames)
+        return self.prompts.batch(number), draw(self.cfg.seed, number, "history"), start
+
+    def chosen(self, experience: Experience, step: int) -> list[int]:
+        """Which candidate of every prompt its stream goes on with."""
+        size = experience.rollout.group_size
+        if self.cfg.window.continue_with == "best":
+            return [int(i) for i in experience.advantages.view(-1, size).argmax(1)]
+        rng = rng_for(self.cfg.seed, step, "continue")
+        return torch.randint(size, (len(experience.rollout.prompts),), generator=rng).tolist()
+
+    def make_room(self, phase: Literal["rollout", "update"]) -> None:
+        """With ``offload``, keep in the host's memory what the phase does not use."""
+        if self.cfg.offload:
+            home, away = self.generator.device, torch.device("cpu")
+            self.policies.move("reference", away)
+            self.generator.move_decoder(home if phase == "rollout" else away)
+
+    def state(self, step: int) -> dict[str, torch.Tensor]:
+        """Every tensor that decides the future of a run that has done ``step`` steps: the slots, the optimiser, and in
+        the middle of a stream the streams. All else is a function of the step."""
         tensors = {f"{slot}/{key}": value for slot in SLOTS for key, value in self.policies.tensors(slot).items()}
-        optimizer = flatten_optimizer(self.optimizer, self.policies.trainable())
-        return tensors | {f"optimizer/{key}": value for key, value in optimizer.items()}
+        parts = {"optimizer": flatten_optimizer(self.optimizer, self.policies.trainable())}
+        if step % self.cfg.window.per_stream:
+            parts["windows"] = self.windows.tensors()
+        return tensors | {f"{part}/{key}": value for part, own in parts.items() for key, value in own.items()}
 
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+    def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """The inverse of ``state``, strictly."""
-        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in (*SLOTS, "optimizer")}
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in (*SLOTS, "optimizer", "windows")}
         for key, value in tensors.items():
             owner, _, rest = key.partition("/")
             if owner not in parts:
@@ -83,6 +129,16 @@ class Trainer:
         for slot in SLOTS:
             self.policies.load(slot, parts[slot])
         restore_optimizer(self.optimizer, self.policies.trainable(), parts["optimizer"])
+        if step % self.cfg.window.per_stream:
+            batch, seed, _ = self.streams(step // self.cfg.window.per_stream)
+            with self.policies.using("behavior"):
+                self.windows.open(batch, [parse_script(line) for line in batch], seed)
+                self.windows.restore(parts["windows"])
+
+
+def draw(seed: int, step: int, purpose: str) -> int:
+    """A seed for noise that belongs to (run, step, purpose)."""
+    return int(torch.randint(2**62, (), generator=rng_for(seed, step, purpose)))
 
 
 def train(cfg: TrainConfig, out: Path) -> Path:
@@ -93,11 +149,11 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     cfg, folder = resolved(cfg), RunFolder(out)
     # What cannot work should fail before a folder is made.
     rewards, prompts = make_rewards(cfg), make_prompts(cfg)
+    algorithm = make_algorithm(cfg)
+    check_windows(cfg, prompts, algorithm)
     generator = make_generator(cfg.model)
-    algorithm = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
-    chunks = generator.stream.chunks(cfg.rollout.frames)
-    generator.check_prompts(prompts.prompts)
-    algorithm.level_table(generator.stream, len(chunks))
+    generator.check_prompts(prompts.texts)
+    generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
     folder.claim(cfg)
     with claimed(out):
         if folder.finished:
@@ -105,7 +161,8 @@ def train(cfg: TrainConfig, out: Path) -> Path:
         identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
         policies = make_policies(cfg, generator)
         optimizer = make_optimizer(policies, cfg.optimizer)
-        trainer = Trainer(cfg, generator, prompts, rewards, policies, algorithm, optimizer)
+        windows = Windows(generator, cfg.rollout, cfg.window, FPS)
+        trainer = Trainer(cfg, generator, prompts, rewards, policies, algorithm, optimizer, windows)
         loop(trainer, folder, resume(trainer, folder, identity), identity)
         save_adapter(out / ADAPTER, policies, cfg, identity["base"])
     return out
@@ -131,7 +188,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             if step % cfg.sample_every == 0 or last:
                 keep_group(out / "samples" / f"step_{step:06d}.safetensors", experience)
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
-                store.save(done, trainer.state(), identity)
+                store.save(done, trainer.state(done), identity)
             if interrupt.requested:
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 
@@ -145,7 +202,7 @@ def resume(trainer: Trainer, folder: RunFolder, identity: dict[str, str]) -> int
     for part, remedy in (("base", "another base model"), ("prompts", "other prompts (has the file changed?)")):
         if state.get(part) != identity[part]:
             raise UserError(f"{folder.path}: the checkpoint of step {latest} belongs to {remedy}; start a new run")
-    trainer.restore(tensors)
+    trainer.restore(tensors, latest)
     return latest
 
 
@@ -175,7 +232,7 @@ def keep_group(path: Path, experience: Experience) -> None:
     order = experience.advantages[group * size : (group + 1) * size].argsort(descending=True) + group * size
     rows = order if size <= SHOWN else torch.cat((order[: SHOWN // 2], order[-SHOWN // 2 :]))
     rows = rows.sort().values
-    video = rollout.video[rows.to(rollout.video.device)]
+    video = rollout.video(rows)
     if video.shape[-2] > HEIGHT:
         smaller = (HEIGHT, video.shape[4] * HEIGHT // video.shape[3] // 2 * 2)  # even, as H.264 wants it
         video = torch.stack([functional.interpolate(one, smaller, mode="area") for one in video])

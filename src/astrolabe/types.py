@@ -9,11 +9,12 @@ A batch of groups is ordered prompt by prompt: ``b = prompts * g``, candidate j 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
@@ -25,22 +26,54 @@ Positions = Literal["absolute", "relative"]
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """What the behavior policy made of a batch of prompts: G candidates each, scored and trained on as one window.
+class Stretch:
+    """Latent frames [first, end) of the clips of prompt number ``group``, made under one text: the unit of training.
 
-    ``prompts[i]`` belongs to rows ``i * group_size`` to ``(i + 1) * group_size - 1``; ``text`` has one row a prompt.
+    ``before`` latent frames of the video came earlier: its first chunk may have levels of its own. ``past(clean)`` is
+    the frozen memory from which clips [g f c h w] of the group went on at ``first``; their rows share its rows evenly.
+    """
+
+    group: int
+    first: int
+    end: int
+    before: int
+    text: TextEmbeddings  # one row
+    past: Callable[[Latents], Any]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Pixels of candidates ``rows`` while the prompts in ``captions`` were in force, and what they count.
+
+    The ``share`` of all footage of a candidate adds up to one. ``clip`` tells a part of the clip from a longer piece,
+    which begins before it.
+    """
+
+    rows: Int[Tensor, "n"]
+    video: Video
+    captions: tuple[str, ...]
+    share: float
+    clip: bool = True
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the behavior policy made of a batch of prompts: G candidates each for one window of their streams.
+
+    Prompt i (a script of several, maybe) belongs to rows ``i * group_size`` to ``(i + 1) * group_size - 1``.
     """
 
     prompts: tuple[str, ...]
     group_size: int
-    text: Float[Tensor, "prompts n d"]
     latents: Latents
-    video: Video
+    footage: tuple[Footage, ...]
+    stretches: tuple[Stretch, ...]
 
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The prompt of every row."""
-        return tuple(prompt for prompt in self.prompts for _ in range(self.group_size))
+    def video(self, rows: Int[Tensor, "n"]) -> Video:
+        """The clips of candidates of one prompt."""
+        parts = [part for part in self.footage if part.clip and bool(torch.isin(rows, part.rows).all())]
+        places = [(part.rows == rows[:, None]).int().argmax(1) for part in parts]
+        return torch.cat([part.video[place] for part, place in zip(parts, places, strict=True)], 1)
 
 
 @dataclass(frozen=True)

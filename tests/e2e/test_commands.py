@@ -130,7 +130,7 @@ def test_help_shows_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
         ([*TINY, "--rollout.groupsize", "3"], "rollout.group_size"),
         ([*TINY, "--optimizer.lr", "fast"], "number"),
         ([*TINY, "--optimizer.lr", "-1"], "> 0"),
-        ([*TINY, "--rollout.frames", "7"], "nearest are 6 and 9"),
+        ([*TINY, "--window.frames", "7"], "nearest are 6 and 9"),
         ([*TINY, "--rewards.0.name", "beauty"], "shape_fit"),
         ([*TINY, "--algorithm.levels_per_sample", "5"], "at most 4"),
         ([*TINY, "stray"], "stray"),

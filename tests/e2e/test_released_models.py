@@ -148,7 +148,7 @@ def trained(files: Path) -> Path:
     (no_encoder / "Wan2.1_VAE.pth").symlink_to(files / "wan" / "Wan2.1_VAE.pth")
     model = [f"--model.wan={no_encoder}" if word.startswith("--model.wan=") else word for word in model]
     main(["train", "self_forcing", *model, "--prompts", str(prompts), "--steps", "1", "--lora.rank", "4",
-          "--rollout.group_size", "2", "--rollout.frames", "6", "--optimizer.lr", "0.1",
+          "--rollout.group_size", "2", "--window.frames", "6", "--optimizer.lr", "0.1",
           "--out", str(out)])  # fmt: skip
     return out
 
@@ -224,7 +224,7 @@ def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
 ) -> None:
     model = tiny_release.arguments(files, "self-forcing")
     command = ["doctor", "self_forcing", *model, "--prompts", str(files / "prompts.txt"), "--rollout.group_size", "2",
-               "--rollout.frames", "6", "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
+               "--window.frames", "6", "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
     main(command)
     assert "NO" not in capsys.readouterr().out
     other_size = tmp_path / "other"
@@ -233,7 +233,7 @@ def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
         ("--model.wan=/nowhere", "no such file or folder"),
         (f"--model.weights={files / 'prompts.txt'}", "neither a safetensors file"),
         (f"--model.text_cache={tmp_path / 'none'}", "astrolabe embed"),
-        ("--rollout.frames=7", "nearest are 6 and 9"),
+        ("--window.frames=7", "nearest are 6 and 9"),
         ("--lora.rank=9999999", "lower lora.rank"),
         ("--lora.rank=9999999", "are free; name another --out"),
         (f"--model.text_cache={other_size}", "embeddings of 40 numbers a token"),

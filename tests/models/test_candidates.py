@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrolabe.models.cache import RollingCache
-from astrolabe.models.candidates import CandidateContext
+from astrolabe.models.candidates import ClipContext
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import Conditioning
 from astrolabe.types import per_frame
@@ -48,10 +48,10 @@ def streamed(model: WanGenerator, condition: object, cache: object, noisy: Tenso
 
 def in_one_pass(
     model: WanGenerator, condition: Conditioning, history: RollingCache, noisy: Tensor, clean: Tensor
-) -> tuple[Tensor, CandidateContext]:
+) -> tuple[Tensor, ClipContext]:
     """The training forward: clean clips first, as the context, without gradient."""
     context = model.context(clean, condition, history)
-    assert isinstance(context, CandidateContext)
+    assert isinstance(context, ClipContext)
     return model.velocity_in_context(noisy, per_frame(SIGMA, noisy), condition, context), context
 
 

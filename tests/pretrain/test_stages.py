@@ -13,7 +13,7 @@ from astrolabe.pretrain.data import LatentData, draw_captions
 from astrolabe.pretrain.distill import Student, StudentPlan, distill
 from astrolabe.pretrain.flow_matching import TeacherPlan, train_teacher
 from astrolabe.pretrain.sampling import sample_many_steps
-from astrolabe.rollout.group import generate, video_noise
+from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.shapes.captions import parse, split
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import STREAM, WAN, load_shapes_model

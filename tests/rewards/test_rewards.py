@@ -15,7 +15,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
 from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene, render
-from astrolabe.types import Rollout
+from astrolabe.types import Footage, Rollout
 
 RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
 
@@ -23,7 +23,8 @@ RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
 def rollout() -> Rollout:
     """Ground truth of a prompt, and of another in its place."""
     video = render([RED, BLUE], 45, torch.Generator().manual_seed(0))
-    return Rollout((caption(RED, 0),), 2, torch.zeros(1, 16, 64), torch.zeros(2, 12, 16, 8, 8), video)
+    footage = Footage(torch.arange(2), video, (caption(RED, 0),) * 2, 1.0)
+    return Rollout((caption(RED, 0),), 2, torch.zeros(2, 12, 16, 8, 8), (footage,), ())
 
 
 def test_the_right_video_scores_above_the_wrong_one_on_every_oracle() -> None:
@@ -46,16 +47,17 @@ def test_the_oracles_look_once_at_the_same_videos_and_again_at_others(monkeypatc
     rewards = [OracleReward(name, name, oracles) for name in ("joint", "colour", "shape")]
     before = score(rewards, given).values
     assert looks == [2]
-    given.video[0].zero_()
+    video = given.footage[0].video
+    video[0].zero_()
     after = score(rewards, given).values
     assert len(looks) == 2 and after[0].sum() == 0 and torch.equal(after[1], before[1])
-    rewards[0](given.video, [caption(BLUE, 0)] * 2)
-    rewards[0](given.video.clone(), [caption(BLUE, 0)] * 2)
+    rewards[0](video, [caption(BLUE, 0)] * 2)
+    rewards[0](video.clone(), [caption(BLUE, 0)] * 2)
     assert len(looks) == 4
 
 
 def test_steadiness_is_the_opposite_of_flicker() -> None:
-    video = rollout().video
+    video = rollout().footage[0].video
     flickering = video * (1 + 0.2 * (torch.arange(45) % 2)[None, :, None, None, None])
     reward = OracleReward("steadiness", "flicker", Oracles(), sign=-1.0)
     prompts = [caption(RED, 0), caption(BLUE, 0)]
@@ -63,7 +65,7 @@ def test_steadiness_is_the_opposite_of_flicker() -> None:
 
 
 def test_the_random_control_repeats_itself_and_knows_nothing() -> None:
-    video, prompts = rollout().video, ["x", "y"]
+    video, prompts = rollout().footage[0].video, ["x", "y"]
     assert torch.equal(RandomReward(0)(video, prompts), RandomReward(0)(video, prompts))
     assert RandomReward(0)(video, prompts)[0] != RandomReward(0)(video, prompts)[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,14 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrolabe import flow
-from astrolabe.models.base import Generator
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
+from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
 from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import OptimizerSettings, clip_gradients, learning_rate, make_optimizer, update
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Rollout, Scores
+from astrolabe.types import Experience, Latents, PerSample, Rollout, Scores, Stretch
 from tests.conftest import LATENT, tiny_stream, tiny_wan
 
 SHAPE = (3, 4, 2, 2, 2)
@@ -99,12 +100,13 @@ def experience(prompts: int = 2, group: int = 4, frames: int = 6, dtype: torch.d
     """Random clips with random credit."""
     rng = torch.Generator().manual_seed(3)
     rows = prompts * group
+    text = torch.randn(prompts, 5, 8, generator=rng, dtype=dtype)
     rollout = Rollout(
         prompts=tuple(str(i) for i in range(prompts)),
         group_size=group,
-        text=torch.randn(prompts, 5, 8, generator=rng, dtype=dtype),
         latents=torch.randn(rows, frames, *LATENT, generator=rng, dtype=dtype),
-        video=torch.zeros(rows, 1, 3, 2, 2),
+        footage=(),
+        stretches=tuple(Stretch(i, 0, frames, 0, text[i : i + 1], lambda clean: None) for i in range(prompts)),
     )
     advantages = torch.randn(rows, generator=rng, dtype=dtype)
     return Experience(rollout, Scores(("a",), advantages[:, None]), advantages, optimality(advantages, 5.0))
@@ -143,7 +145,7 @@ def test_other_levels_train_something_else(levels: str) -> None:
 def test_levels_are_the_samplers_one_a_chunk_and_never_twice() -> None:
     generator = tiny_wan(dtype=torch.float32)
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=4), (1.0,))
-    levels, noise = algorithm.draw(generator, torch.Size((6, *LATENT)), [1, 2])
+    levels, noise = algorithm.draw(generator.stream, torch.Size((6, *LATENT)), [1, 2])
     assert levels.shape == (4, 2, 6) and noise.shape == (4, 2, 6, *LATENT)
     table = generator.stream.levels
     torch.testing.assert_close(levels.sort(0, descending=True).values, table[:, None, None].expand(4, 2, 6))
@@ -154,7 +156,7 @@ def test_a_first_chunk_with_steps_of_its_own_is_trained_at_them() -> None:
     stream = replace(tiny_stream(), denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250))
     generator = tiny_wan(stream, dtype=torch.float32)
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.5, levels_per_sample=2), (1.0,))
-    levels, _ = algorithm.draw(generator, torch.Size((9, *LATENT)), list(range(64)))
+    levels, _ = algorithm.draw(generator.stream, torch.Size((9, *LATENT)), list(range(64)))
     seen = [set(levels[..., frame].flatten().tolist()) for frame in (0, 3, 6)]
     assert seen == [set(stream.levels_of(chunk).tolist()) for chunk in (0, 1, 2)]
     assert [len(levels_of_chunk) for levels_of_chunk in seen] == [4, 2, 2]
@@ -212,17 +214,19 @@ def test_the_loss_is_the_streams_learner_against_behavior_in_the_behaviors_conte
                 tensor.data = 0.1 * torch.randn(tensor.shape, dtype=torch.float64)
     seen = experience(prompts=2, group=2, frames=6, dtype=torch.float64)
     algorithm = NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
-    losses, drifts = algorithm.loss(generator, policies, seen, torch.tensor([1, 2]), [5, 6])
-    levels, noises = algorithm.draw(generator, seen.rollout.latents.shape[1:], [5, 6])
-    for index, row in enumerate((1, 2)):
-        clean, sigma = seen.rollout.latents[row : row + 1], levels[0, index : index + 1].double()
-        noisy = flow.add_noise(clean, noises[0, index : index + 1].double(), sigma)
-        behavior, learner = stream_predictions(
-            generator, policies, seen.rollout.text[row // 2][None], clean, noisy, sigma
-        )
+    for row in (1, 2):
+        stretch, seeds = seen.rollout.stretches[row // 2], [5 + row]
+        text = PromptText(generator, policies, stretch.text)
+        clean = seen.rollout.latents[row : row + 1]
+        forward = Forward(generator, policies, stretch, text, clean)
+        ((loss, drift),) = algorithm.losses(forward, clean, seen.optimality[row : row + 1], seeds, 3)
+        levels, noises = algorithm.draw(generator.stream, clean.shape[1:], seeds)
+        sigma = levels[0].double()
+        noisy = flow.add_noise(clean, noises[0].double(), sigma)
+        behavior, learner = stream_predictions(generator, policies, stretch.text, clean, noisy, sigma)
         expected = nft_loss(learner, behavior, clean, seen.optimality[row : row + 1], 0.3)
-        torch.testing.assert_close(losses[index], expected[0], rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(drifts[index], (learner - behavior).square().mean(), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(drift[0], (learner - behavior).square().mean(), rtol=1e-9, atol=1e-12)
 
 
 @torch.no_grad()
@@ -264,22 +268,24 @@ def test_the_learning_rate_warms_up_and_stays_or_falls_as_a_cosine() -> None:
 class Watched(NFT):
     """Notes which samples are trained on, and from which seeds."""
 
-    def __init__(self, settings: NFTSettings):
+    def __init__(self, settings: NFTSettings, data: Experience):
         super().__init__(settings, (1.0,))
+        self.rows = {clip.sum().item(): row for row, clip in enumerate(data.rollout.latents)}
         self.seen: list[dict[int, int]] = []
 
-    def loss(
-        self, generator: Generator, policies: Policies, experience: Experience, rows: Tensor, seeds: list[int]
-    ) -> tuple[Tensor, Tensor]:
-        self.seen.append(dict(zip(rows.tolist(), seeds, strict=True)))
-        return super().loss(generator, policies, experience, rows, seeds)
+    def losses(
+        self, forward: Forward, clean: Latents, optimality: PerSample, seeds: Sequence[int], chunks: int
+    ) -> Iterator[tuple[PerSample, PerSample]]:
+        rows = [self.rows[clip.sum().item()] for clip in clean]
+        self.seen.append(dict(zip(rows, seeds, strict=True)))
+        return super().losses(forward, clean, optimality, seeds, chunks)
 
 
 def watched_update(settings: OptimizerSettings, common_noise: bool = False) -> tuple[Experience, list[dict[int, int]]]:
     """The experience of one update, and what was trained on in every micro-batch."""
     generator, data = tiny_wan(dtype=torch.float32), experience()
     policies = Policies(generator.transformer, LoraSettings(rank=2, alpha=2.0), torch.Generator().manual_seed(0))
-    algorithm = Watched(NFTSettings(beta=1.0, behavior_keep=0.5, common_noise=common_noise))
+    algorithm = Watched(NFTSettings(beta=1.0, behavior_keep=0.5, common_noise=common_noise), data)
     rng = torch.Generator().manual_seed(0)
     update(generator, policies, algorithm, data, make_optimizer(policies, settings), settings, 1e-3, rng)
     return data, algorithm.seen
@@ -300,7 +306,8 @@ def test_a_group_stays_in_one_mini_batch() -> None:
 @pytest.mark.parametrize("common", [True, False])
 def test_common_noise_gives_the_candidates_of_a_group_one_seed(common: bool) -> None:
     data, seen = watched_update(OptimizerSettings(lr=1e-3, micro_batch=8), common_noise=common)
-    seeds = [seen[0][row] for row in range(8)]
+    together = seen[0] | seen[1]
+    seeds = [together[row] for row in range(8)]
     assert len(set(seeds)) == (2 if common else 8)
     assert not common or len(set(seeds[: data.rollout.group_size])) == 1
 

@@ -1,92 +1,277 @@
-"""Candidates from one frozen history equal candidates that each have it to themselves."""
+"""Candidates of a window are what the streams would have become, one by one; and training sees what they saw."""
 
 from __future__ import annotations
 
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from astrolabe.data.scripts import parse_script
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rollout.live import PlacedNoise, VideoStream
-from astrolabe.rollout.window import candidates, go_on_with
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.model import load_shapes_model
-from tests.conftest import tiny_stream
-
-PROMPTS = ["a red circle moving left", "a blue square bouncing"]
+from astrolabe.types import Rollout
+from tests.conftest import tiny_stream, tiny_world
 
 
-@pytest.fixture(scope="module")
-def model() -> WanGenerator:
-    """The embedded model with a sink and relative positions, and a window that a clip outgrows."""
-    shapes = load_shapes_model()
-    shapes.stream = tiny_stream(3, window=9, sink=3, positions="relative")
-    return shapes
+@pytest.fixture(autouse=True, scope="module")
+def exact() -> Iterator[None]:
+    """Noise and latents in float64."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
-def history(model: WanGenerator, chunks: int) -> VideoStream:
-    stream = VideoStream(model, model.encode_text(PROMPTS), PlacedNoise(1, [0, 1]))
-    for _ in islice(stream, chunks):
-        pass
-    return stream
+FPS, GROUP, FRAMES = 16, 3, 9
+PLAIN = ("a cat", "a dog")
+SCRIPTS = ("a cat | a bird", "a dog || a fish", "a cow | a pig || a hen")  # of 18 frames: at 9; at 9; at 6 and 12
 
 
-class Rows(PlacedNoise):
-    """The noise of one video of a group of candidates, chunk 0 being the first of the clip."""
-
-    def __init__(self, seed: int, video: int, behind: int):
-        super().__init__(seed, [video])
-        self.behind = behind
-
-    def __call__(self, chunk: int, step: int, shape: object) -> Tensor:
-        return super().__call__(chunk - self.behind, step, shape)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("chunks", [0, 1, 4])
-def test_a_candidate_equals_the_same_stream_gone_on_alone(model: WanGenerator, chunks: int) -> None:
-    clips = candidates(history(model, chunks), 3, 9, seed=7, micro_batch=3)
-    for prompt, number in ((0, 1), (1, 2)):
-        row = prompt * 3 + number
-        alone = VideoStream(model, model.encode_text([PROMPTS[prompt]]), PlacedNoise(1, [prompt]))
-        for _ in islice(alone, chunks):
-            pass
-        alone.noise = Rows(7, row, behind=chunks)
-        steps = list(islice(alone, 3))
-        expected = torch.cat([step.latents for step in steps], 1)[0]
-        torch.testing.assert_close(clips.latents[row], expected, rtol=0, atol=1e-3)
-        pixels = torch.cat([step.video for step in steps if step.video is not None], 1)[0]
-        torch.testing.assert_close(clips.video[row], pixels, rtol=0, atol=1e-3)
+def windows_of(
+    model: WanGenerator, prompts: Sequence[str], start: int, micro_batch: int = GROUP, frames: int = FRAMES,
+    video: int = 18, credit: float = 0.0, group: int = GROUP,
+) -> Windows:  # fmt: skip
+    """Streams that stand at ``start``."""
+    rollout = RolloutSettings(prompts=len(prompts), group_size=group, micro_batch=micro_batch)
+    made = Windows(model, rollout, WindowSettings(frames=frames, video_frames=video, credit=credit), FPS)
+    made.begin(prompts, [parse_script(line) for line in prompts], 1, start)
+    return made
 
 
-def test_the_micro_batch_changes_nothing(model: WanGenerator) -> None:
-    stream = history(model, 2)
-    whole = candidates(stream, 4, 6, seed=7, micro_batch=4)
-    for size in (1, 3):
-        parts = candidates(stream, 4, 6, seed=7, micro_batch=size)
-        torch.testing.assert_close(parts.latents, whole.latents, rtol=0, atol=1e-3)
-        torch.testing.assert_close(parts.video, whole.video, rtol=0, atol=1e-3)
+class CandidatesNoise(PlacedNoise):
+    """Noise of the history, and from chunk ``behind`` on that of one candidate."""
+
+    def __init__(self, prompt: int, candidate: int, behind: int):
+        super().__init__(1, [prompt])
+        self.own, self.behind = PlacedNoise(7, [candidate]), behind
+
+    def __call__(self, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+        if chunk < self.behind:
+            return super().__call__(chunk, step, shape)
+        return self.own(chunk - self.behind, step, shape)
 
 
-def test_the_stream_goes_on_with_the_chosen_candidates(model: WanGenerator) -> None:
-    stream = history(model, 2)
-    kept = {name: value.clone() for name, value in stream.tensors().items()}
-    clips = candidates(stream, 3, 6, seed=7, micro_batch=3)
-    assert all(torch.equal(value, kept[name]) for name, value in stream.tensors().items()), "the history is only read"
-    go_on_with(stream, clips, [2, 0])
-    assert stream.frames == 12 and stream.index == 4
-    again = history(model, 2)
-    again.extend(clips.latents[[2, 3]])
-    one, two = stream.step(), again.step()
-    assert torch.equal(one.latents, two.latents) and one.video is not None and two.video is not None
-    assert torch.equal(one.video, two.video) and one.video.shape[1] == 12
+def alone(
+    model: WanGenerator, line: str, start: int, prompt: int, candidate: int, video: int = 18
+) -> tuple[Tensor, Tensor]:
+    """Latents and pixels of one candidate, streamed by itself from the beginning as any video is."""
+    script, chunk = parse_script(line), model.stream.chunk_frames
+    ends = [video * (shot + 1) // len(script) for shot in range(len(script))]
+    noise = CandidatesNoise(prompt, candidate, start // chunk)
+    stream = VideoStream(model, model.encode_text([script[0].prompt]), noise)
+    latents, pixels, shot = [], [], 0
+    for frame in range(0, start + FRAMES, chunk):
+        if frame == ends[shot]:
+            shot += 1
+            text = model.encode_text([script[shot].prompt])
+            (stream.cut if script[shot].enter == "cut" else stream.switch)(text)
+        made = stream.step()
+        assert made.video is not None
+        if frame >= start:
+            latents.append(made.latents[0])
+            pixels.append(made.video[0])
+    return torch.cat(latents), torch.cat(pixels)
 
 
-def test_what_cannot_be_split_is_refused(model: WanGenerator) -> None:
-    stream = history(model, 1)
-    with pytest.raises(UserError, match="nearest are 3 and 6"):
-        candidates(stream, 2, 4, seed=7, micro_batch=2)
-    for size in (0, 3):
-        with pytest.raises(UserError, match="from 1 to group_size=2"):
-            candidates(stream, 2, 6, seed=7, micro_batch=size)
+STREAMS = (tiny_stream(3, 9), tiny_stream(3, 9, 3, "relative"), tiny_stream(3), tiny_stream(1, 6, 2))
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("prompts", "start"), [(PLAIN, 0), (PLAIN, 9), (SCRIPTS, 0), (SCRIPTS, 6), (SCRIPTS, 9)])
+def test_a_candidate_is_what_its_stream_would_have_become(stream: Any, prompts: tuple[str, ...], start: int) -> None:
+    model = tiny_world(stream)
+    rollout = windows_of(model, prompts, start).candidates(7)
+    for row in range(len(prompts) * GROUP):
+        latents, pixels = alone(model, prompts[row // GROUP], start, row // GROUP, row)
+        torch.testing.assert_close(rollout.latents[row], latents, rtol=0, atol=1e-9)
+        torch.testing.assert_close(rollout.video(torch.tensor([row]))[0], pixels, rtol=0, atol=1e-9)
+
+
+def test_candidates_only_read_the_streams() -> None:
+    model = tiny_world(tiny_stream(3, 9, 3))
+    streams = windows_of(model, SCRIPTS, 3, group=2, micro_batch=1, frames=6)
+    for turn in range(2):
+        first = streams.candidates(turn)
+        kept = {name: value.clone() for name, value in streams.tensors().items()}
+        assert torch.equal(streams.candidates(turn).latents, first.latents)
+        assert all(torch.equal(value, kept[name]) for name, value in streams.tensors().items())
+        streams.go_on(first.latents, [1, 0, 1])
+    assert streams.position == 15
+
+
+def test_the_chosen_candidates_become_history() -> None:
+    model = tiny_world(tiny_stream(3, 9, 3, "relative"))
+    streams = windows_of(model, SCRIPTS, 3, frames=6)
+    rollout = streams.candidates(7)
+    streams.go_on(rollout.latents, [2, 0, 1])
+    for prompt, chosen in enumerate((2, 0, 1)):
+        track = next(track for track in streams.tracks if prompt in track.groups)
+        row = track.groups.index(prompt)
+        latents, _ = alone(model, SCRIPTS[prompt], 3, prompt, prompt * GROUP + chosen)
+        held = torch.cat([*track.stream.sink, *track.stream.recent], 1)[row]
+        torch.testing.assert_close(held[-3:], latents[3:6], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("credit", [0.0, 0.5])
+def test_streams_go_on_from_their_tensors_exactly(credit: float) -> None:
+    model = tiny_world(tiny_stream(3, 9, 3, "relative"))
+    streams = windows_of(model, SCRIPTS, 3, frames=6, credit=credit)
+    streams.go_on(streams.candidates(7).latents, [1, 0, 2])
+    again = windows_of(model, SCRIPTS, 0, frames=6, credit=credit)
+    again.restore({name: value.clone() for name, value in streams.tensors().items()})
+    one, two = streams.candidates(8), again.candidates(8)
+    assert again.position == 9 and torch.equal(one.latents, two.latents)
+    assert len(one.footage) == len(two.footage)
+    for mine, other in zip(one.footage, two.footage, strict=True):
+        assert torch.equal(mine.video, other.video) and mine.captions == other.captions and mine.share == other.share
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 5), st.sampled_from((0, 3, 6)), st.sampled_from((PLAIN, SCRIPTS)))
+def test_the_micro_batch_changes_nothing(group: int, size: int, start: int, prompts: tuple[str, ...]) -> None:
+    model = tiny_world(tiny_stream(3, 6, 3))
+    whole, parts = (
+        windows_of(model, prompts, start, micro_batch=n, frames=6, group=group).candidates(7)
+        for n in (group, min(size, group))
+    )
+    torch.testing.assert_close(parts.latents, whole.latents, rtol=0, atol=1e-9)
+    for mine, other in zip(parts.footage, whole.footage, strict=True):
+        torch.testing.assert_close(mine.video, other.video, rtol=0, atol=1e-9)
+
+
+class Watching:
+    """Notes every noisy chunk that the sampler denoises, and the velocity it got."""
+
+    def __init__(self, model: WanGenerator):
+        self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        velocity = model.velocity
+
+        def watched(noisy: Tensor, sigma: Tensor, text: Any, cache: Any) -> Tensor:
+            out = velocity(noisy, sigma, text, cache)
+            self.seen.append((noisy, sigma, out))
+            return out
+
+        model.velocity = watched  # type: ignore[method-assign]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from((*STREAMS, tiny_stream(3, 6, 3, "relative"), tiny_stream(3, 6))),
+       st.sampled_from((0, 3, 6, 9)), st.sampled_from((PLAIN, SCRIPTS)), st.integers(0, 3))  # fmt: skip
+@example(tiny_stream(3, 9, 3, "relative"), 9, SCRIPTS, 1)
+@example(tiny_stream(1, 6, 2), 6, SCRIPTS, 2)
+def test_training_sees_what_the_sampler_saw(stream: Any, start: int, prompts: tuple[str, ...], level: int) -> None:
+    """Velocities in the training forward, at a sampler level, of the sampler's own noisy chunks: position by position,
+    after evictions, with sinks and relative positions, after switches and cuts."""
+    model = tiny_world(stream)
+    streams = windows_of(model, prompts, start)
+    watch = Watching(model)
+    rollout = streams.candidates(7)
+    chunk, levels = model.stream.chunk_frames, len(model.stream.levels)
+    place = 0
+    for track in streams.tracks:
+        chunks = watch.seen[place : place + FRAMES // chunk * levels]
+        place += len(chunks)
+        noisy, sigma, velocity = (torch.cat(parts, 1) for parts in zip(*chunks[level::levels], strict=True))
+        for index, group in enumerate(track.groups):
+            own = slice(index * GROUP, (index + 1) * GROUP)
+            for stretch in (stretch for stretch in rollout.stretches if stretch.group == group):
+                frames = slice(stretch.first, stretch.end)
+                clips = rollout.latents[group * GROUP : (group + 1) * GROUP, : stretch.end]
+                with torch.no_grad():
+                    text, past = model.condition(stretch.text), stretch.past(clips)
+                    context = model.context(clips[:, frames], text, past)
+                    seen = model.velocity_in_context(noisy[own, frames], sigma[own, frames], text, context)
+                torch.testing.assert_close(seen, velocity[own, frames], rtol=0, atol=1e-9)
+    assert place == len(watch.seen)
+
+
+def shares(rollout: Rollout) -> Tensor:
+    total = torch.zeros(len(rollout.latents), dtype=torch.float64)
+    for part in rollout.footage:
+        total[part.rows] += part.share
+    return total
+
+
+@pytest.mark.parametrize("credit", [0.0, 0.25, 1.0])
+def test_all_footage_of_a_candidate_counts_as_one_and_names_the_prompt_in_force(credit: float) -> None:
+    model = tiny_world()
+    rollout = windows_of(model, SCRIPTS, 3, credit=credit).candidates(7)
+    torch.testing.assert_close(shares(rollout), torch.ones(9, dtype=torch.float64))
+    named = {(part.captions[0], part.clip): part for part in rollout.footage}
+    assert {caption for caption, _ in named} == {"a cat", "a bird", "a dog", "a fish", "a cow", "a pig"}
+    for caption, share, frames in (
+        ("a cat", 6 / 9 * (1 - credit), 24),
+        ("a pig", 6 / 9, 24),  # began in the clip: nothing of it is older
+        ("a fish", 3 / 9, 9),  # after a cut: its first latent frame is one video frame
+    ):
+        part = named[caption, True]
+        assert part.share == pytest.approx(share) and part.video.shape[1] == frames
+    if not credit:
+        assert all(clip for _, clip in named)
+        return
+    whole, clip = named["a cat", False].video, named["a cat", True].video
+    assert named["a cat", False].share == pytest.approx(6 / 9 * credit) and whole.shape[1] == 33
+    torch.testing.assert_close(whole[:, 9:], clip)
+    torch.testing.assert_close(whole[0, :9], whole[2, :9])
+
+
+def test_the_history_is_generated_once_and_kept_once() -> None:
+    model = tiny_world(tiny_stream(3, 9))
+    streams = windows_of(model, PLAIN, 9)
+    watch = Watching(model)
+    rollout = streams.candidates(7)
+    assert sum(len(noisy) for noisy, _, _ in watch.seen) == 2 * GROUP * 3 * 4  # prompts, G, chunks, levels
+    cache: Any = streams.tracks[0].stream.cache
+    for stretch in rollout.stretches:
+        past: Any = stretch.past(rollout.latents)
+        assert past.keys[0].untyped_storage().data_ptr() == cache.keys[0].untyped_storage().data_ptr()
+
+
+def test_a_start_is_the_same_on_every_rank_and_lies_in_the_video() -> None:
+    random = WindowSettings(frames=6, start="random", video_frames=30, per_stream=2)
+    starts = [random.start_of(3, stream, 3) for stream in range(60)]
+    assert starts == [random.start_of(3, stream, 3) for stream in range(60)]
+    assert set(starts) == set(range(0, 19, 3))
+    chosen = WindowSettings(frames=6, start="choices", choices=(0, 12))
+    assert {chosen.start_of(0, stream, 3) for stream in range(30)} == {0, 12} and chosen.length == 18
+    assert WindowSettings(frames=6).start_of(0, 5, 3) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"start": "choices", "choices": (0, 12), "video_frames": 15}, "the latest start is 9"),
+        ({"start": "random"}, "needs window.video_frames"),
+        ({"start": "choices"}, "give both, or neither"),
+        ({"video_frames": 9, "per_stream": 2}, "must be at least 12"),
+    ],
+)
+def test_windows_beyond_the_video_are_refused(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        WindowSettings(frames=6, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"frames": 7}, r"window.frames=7 .* nearest are 6 and 9"),
+        ({"frames": 6, "video_frames": 20}, r"window.video_frames=20 .* nearest are 18 and 21"),
+        ({"frames": 6, "start": "choices", "choices": (2,)}, r"window.choices=2 .* nearest are 0 and 3"),
+        ({"frames": 2}, r"window.frames=2 .* nearest is 3"),
+    ],
+)
+def test_what_no_chunking_fits_is_refused_with_the_nearest_values(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        WindowSettings(**fields).check(tiny_stream(3))
+
+
+def test_more_candidates_at_once_than_there_are_is_refused() -> None:
+    with pytest.raises(UserError, match="choose 1 to 4"):
+        RolloutSettings(prompts=1, group_size=4, micro_batch=5)

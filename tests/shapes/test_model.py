@@ -9,7 +9,7 @@ import torch
 
 from astrolabe.evaluation.suites import Suite, run_suite
 from astrolabe.pretrain.card import as_markdown
-from astrolabe.rollout.group import generate, generate_batches, video_noise
+from astrolabe.rollout.videos import generate, generate_batches, video_noise
 from astrolabe.shapes.captions import split
 from astrolabe.shapes.model import CLIP_FRAMES, SHIPPED, load_shapes_model
 from astrolabe.shapes.oracles import judge

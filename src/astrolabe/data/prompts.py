@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from astrolabe.data.scripts import parse_script, prompts_of
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.random import rng_for
 
@@ -14,7 +15,10 @@ LONGEST = 4096  # characters of one prompt: beyond that a file is hardly a promp
 
 
 def read_prompts(path: Path | str) -> list[str]:
-    """One prompt a line, blank lines and ``#`` comments left out; UserError for a file that is no prompt list."""
+    """One prompt or one-line script a line, without blank lines and ``#`` comments.
+
+    Raises UserError for a file that is no prompt list.
+    """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -33,14 +37,18 @@ def read_prompts(path: Path | str) -> list[str]:
 
 
 class PromptList:
-    """Prompts in an order that is shuffled anew every pass, but depends on nothing but the seed and the step."""
+    """Prompts in an order that is shuffled anew every pass, but depends on nothing but the seed and the batch's number.
+
+    A line may be a script of several prompts (``data.scripts``); ``texts`` are all prompts that occur.
+    """
 
     def __init__(self, prompts: Sequence[str], count: int, seed: int):
         self.prompts, self.count, self.seed = tuple(prompts), count, seed
+        self.texts = prompts_of([parse_script(line) for line in dict.fromkeys(self.prompts)])
 
-    def batch(self, step: int) -> tuple[str, ...]:
-        """The ``count`` prompts of a step: resuming needs no state."""
-        return tuple(self._at(step * self.count + i) for i in range(self.count))
+    def batch(self, number: int) -> tuple[str, ...]:
+        """The ``count`` prompts of a batch: resuming needs no state."""
+        return tuple(self._at(number * self.count + i) for i in range(self.count))
 
     def _at(self, position: int) -> str:
         lap, place = divmod(position, len(self.prompts))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.models.base import Generator
-from astrolabe.rollout.group import generate, video_noise
+from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.shapes.captions import WORDINGS, caption, split
 from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene

@@ -50,8 +50,12 @@ def attend(query: Heads, parts: Sequence[Part]) -> Heads:
     for part in parts:
         if len(query) % len(part.key):
             raise ValueError(f"{len(query)} queries cannot share {len(part.key)} rows of keys evenly")
-    if len(parts) == 1 and len(parts[0].key) == len(query):
-        return attention(query, parts[0].key, parts[0].value)
+    own = [part for part in parts if len(part.key) == len(query)]
+    if len(own) > 1:  # what nobody shares is one part
+        together = Part(torch.cat([part.key for part in own], 1), torch.cat([part.value for part in own], 1))
+        parts, own = [*(part for part in parts if len(part.key) < len(query)), together], [together]
+    if len(parts) == len(own):
+        return attention(query, own[0].key, own[0].value)
     if query.device.type == "cpu" and sum(part.key.shape[1] for part in parts) > FEW_KEYS:
         tensors = [tensor for part in parts for tensor in (part.key, part.value)]
         return _Merged.apply(query, *tensors)

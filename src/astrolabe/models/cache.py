@@ -9,7 +9,7 @@ rotation.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class RollingCache:
     ):  # fmt: skip
         self.model, self.stream, self.frame_tokens = model, stream, frame_tokens
         self.frames, self.skipped = 0, 0
-        slots = capacity if stream.window_frames is None else min(capacity, stream.window_frames)
-        shape = (batch, slots * frame_tokens, model.num_heads, model.head_dim)
+        self.capacity = capacity if stream.window_frames is None else min(capacity, stream.window_frames)
+        shape = (batch, 0, model.num_heads, model.head_dim)  # a history that never begins costs nothing
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
         # Relative positions turn the sink's keys anew as the window moves on: always from these, never from themselves.
@@ -129,11 +129,17 @@ class RollingCache:
 
     def fork(self, copies: int) -> RollingCache:
         """An independent cache for ``copies`` continuations of every stream: row i becomes rows i * copies and on."""
+        return self._twin(lambda buffer: buffer.repeat_interleave(copies, 0))
+
+    def row(self, index: int) -> RollingCache:
+        """One stream of the batch, as it lies: to be read, not written to."""
+        return self._twin(lambda buffer: buffer[index : index + 1])
+
+    def _twin(self, change: Callable[[Tensor], Tensor]) -> RollingCache:
         twin = object.__new__(RollingCache)
-        twin.model, twin.stream, twin.frame_tokens = self.model, self.stream, self.frame_tokens
-        twin.frames, twin.skipped, twin.sink_moved = self.frames, self.skipped, list(self.sink_moved)
+        vars(twin).update(vars(self), sink_moved=list(self.sink_moved))
         for name in ("keys", "values", "sink_keys"):
-            setattr(twin, name, [buffer.repeat_interleave(copies, 0) for buffer in getattr(self, name)])
+            setattr(twin, name, [change(buffer) for buffer in getattr(self, name)])
         return twin
 
     def _slots_of(self, first: int, end: int) -> list[slice]:
@@ -179,13 +185,14 @@ class RollingCache:
             self.sink_moved[layer] = moved
 
     def _make_room(self, end: int) -> None:
-        """Grow by doubling up to the window; a model that sees everything has no window and grows on."""
+        """Room for what is expected, at first use; then twice as much, up to the window if there is one."""
         limit = self.stream.window_frames
         if end <= self.slots or self.slots == limit:
             return
-        wanted = max(end, 2 * self.slots)
-        extra = (wanted if limit is None else min(wanted, limit)) - self.slots
+        wanted = max(end, 2 * self.slots, self.capacity)
+        slots = wanted if limit is None else min(wanted, limit)
         for buffers in (self.keys, self.values):
             for layer, old in enumerate(buffers):
-                room = old.new_empty(old.shape[0], extra * self.frame_tokens, *old.shape[2:])
-                buffers[layer] = torch.cat([old, room], 1)
+                room = old.new_empty(old.shape[0], slots * self.frame_tokens, *old.shape[2:])
+                room[:, : old.shape[1]] = old
+                buffers[layer] = room

@@ -1,9 +1,9 @@
 """G candidates that go on from one frozen history: each has a clip of its own, the history exists once.
 
-``CandidateCache`` streams the clips; ``CandidateContext`` runs whole clips at once, for training, and shows every chunk
-exactly what the stream showed it: the same sink, window, evictions and positions (method, sections 2 and 4). The
-history is a ``RollingCache`` that nobody writes to any more; its rows are prompts, and rows [i * G, (i + 1) * G) of the
-candidates belong to prompt i.
+``CandidateCache`` streams the clips; ``ClipContext`` runs whole clips at once, for training, and shows every chunk what
+the stream showed it: the same sink, window, evictions and positions (method, sections 2 and 4). All attention is dense,
+chunk by chunk: nothing is computed and then masked. The history is a ``RollingCache`` that nobody writes to any more;
+its rows are prompts, and rows [i * G, (i + 1) * G) of the candidates belong to prompt i.
 """
 
 from __future__ import annotations
@@ -15,24 +15,28 @@ from astrolabe.models import rope
 from astrolabe.models.attention import Heads, Part, attend
 from astrolabe.models.cache import RollingCache
 from astrolabe.models.visibility import sink_shift, visible
+from astrolabe.models.wan.config import StreamConfig
 
 
-def seen(history: RollingCache, layer: int, first: int, end: int, keys: Tensor, values: Tensor) -> list[Part]:
+def seen(
+    stream: StreamConfig, history: RollingCache | None, layer: int, first: int, end: int, keys: Tensor, values: Tensor
+) -> list[Part]:
     """What the chunk [first, end) of the clips sees of the history and of the clips before it.
 
-    Frames of the clip count from 0; ``keys`` and ``values`` [b * G, tokens, heads, head_dim] are those of the clips.
+    Frames of the clip count from 0; ``keys`` and ``values`` [b * G, frames, tokens, heads, head_dim] are those of the
+    clips.
     """
-    stream, before, tokens = history.stream, history.frames, history.frame_tokens
+    before, skipped = (history.frames, history.skipped) if history else (0, 0)
     sink, recent = visible(before + first, before + end, stream.window_frames, stream.sink_frames)
-    moved = sink_shift(before + end + history.skipped, stream.window_frames, stream.positions)
+    moved = sink_shift(before + end + skipped, stream.window_frames, stream.positions)
     parts: list[Part] = []
     for frames, shift in ((sink, moved), (recent, 0)):
-        parts += history.parts(layer, range(frames.start, min(frames.stop, before)), shift)
-        own = range(max(frames.start, before), frames.stop)
-        if len(own):
-            place = slice((own.start - before) * tokens, (own.stop - before) * tokens)
-            key = keys[:, place]
-            parts.append(Part(rope.shift(key, shift) if shift else key, values[:, place]))
+        if history:
+            parts += history.parts(layer, range(frames.start, min(frames.stop, before)), shift)
+        own = slice(max(frames.start, before) - before, frames.stop - before)
+        if own.start < own.stop:
+            key = keys[:, own].flatten(1, 2)
+            parts.append(Part(rope.shift(key, shift) if shift else key, values[:, own].flatten(1, 2)))
     return parts
 
 
@@ -41,7 +45,7 @@ class CandidateCache:
 
     def __init__(self, history: RollingCache, group: int, frames: int):
         self.history, self.group, self.frames = history, group, 0
-        shape = (len(history.keys[0]) * group, frames * history.frame_tokens, *history.keys[0].shape[2:])
+        shape = (len(history.keys[0]) * group, frames, history.frame_tokens, *history.keys[0].shape[2:])
         self.keys = [buffer.new_empty(shape) for buffer in history.keys]
         self.values = [buffer.new_empty(shape) for buffer in history.values]
 
@@ -63,44 +67,48 @@ class CandidateCache:
         """Write the chunk and attend to everything visible (``visibility.Memory``)."""
         tokens = self.history.frame_tokens
         first, end = self.frames, self.frames + key.shape[1] // tokens
-        place = slice(first * tokens, end * tokens)
         with torch.no_grad():
-            self.keys[layer][:, place], self.values[layer][:, place] = key, value
-        past = seen(self.history, layer, first, end, self.keys[layer], self.values[layer])
+            for buffer, chunk in ((self.keys[layer], key), (self.values[layer], value)):
+                buffer[:, first:end] = chunk.unflatten(1, (-1, tokens))
+        past = seen(self.history.stream, self.history, layer, first, end, self.keys[layer], self.values[layer])
         return attend(query, [*past, Part(key, value)])
 
 
-class CandidateContext:
-    """A whole clip of every candidate in one pass, chunk by chunk; over clean frames it is recorded as the context.
+class ClipContext:
+    """Whole clips in one pass, chunk by chunk, alone or as candidates that go on from a history.
 
-    Without ``clean`` a chunk sees the clip's frames before it as they are run now, and they are kept; with the context
-    of such a pass, run over the clean clips, it sees those.
+    Without ``clean`` a chunk sees the clip's chunks before it as they are run now, and these are kept: run over clean
+    frames, this is the context. ``facing`` such a context, noisy chunks see the clean ones before them.
     """
 
-    def __init__(self, history: RollingCache, frames: int, clean: CandidateContext | None = None):
-        self.history, self.frames, self.clean = history, frames, clean
-        self.chunks = history.stream.chunks(frames)
+    def __init__(
+        self, stream: StreamConfig, frames: int, history: RollingCache | None = None,
+        clean: ClipContext | None = None, run: slice = slice(None),
+    ):  # fmt: skip
+        self.stream, self.frames, self.history, self.clean = stream, frames, history, clean
+        self.chunks = stream.chunks(frames)[run]
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
 
     @property
     def position(self) -> int:
-        """Absolute latent frame of the clip's first."""
-        return self.history.position
+        """Absolute latent frame of the first that is run."""
+        return (self.history.position if self.history else 0) + self.chunks[0][0]
 
-    def facing(self) -> CandidateContext:
-        """What noisy frames see of this context."""
-        return CandidateContext(self.history, self.frames, self)
+    def facing(self, run: slice = slice(None)) -> ClipContext:
+        """What the noisy chunks number ``run`` of the clips see of this context; all of them when not said."""
+        return ClipContext(self.stream, self.frames, self.history, self, run)
 
     def attend(self, layer: int, query: Heads, key: Heads, value: Heads) -> Heads:
-        """See the class."""
+        """See the class, and ``visibility.Memory``."""
+        start, stop = self.chunks[0][0], self.chunks[-1][1]
+        query, key, value = (x.unflatten(1, (stop - start, -1)) for x in (query, key, value))
         if self.clean is None:
             self.keys.append(key)
             self.values.append(value)
-        source = self if self.clean is None else self.clean
-        tokens, outputs = self.history.frame_tokens, []
+        source, outputs = self.clean or self, []
         for first, end in self.chunks:
-            own = slice(first * tokens, end * tokens)
-            past = seen(self.history, layer, first, end, source.keys[layer], source.values[layer])
-            outputs.append(attend(query[:, own], [*past, Part(key[:, own], value[:, own])]))
+            past = seen(self.stream, self.history, layer, first, end, source.keys[layer], source.values[layer])
+            own, chunk_key, chunk_value = (x[:, first - start : end - start].flatten(1, 2) for x in (query, key, value))
+            outputs.append(attend(own, [*past, Part(chunk_key, chunk_value)]))
         return torch.cat(outputs, 1)

@@ -145,6 +145,12 @@ class LoraSlots:
         for key, value in own.items():
             value.copy_(tensors[key])
 
+    def move(self, name: str, device: torch.device | str) -> None:
+        """Keep an adapter's weights on ``device``: elsewhere than the base, while it does not act."""
+        for layer in self.layers.values():
+            for matrix in (layer.lora_A[name], layer.lora_B[name]):
+                matrix.to(device)
+
     @torch.no_grad()
     def blend(self, source: str, into: str, keep: float) -> None:
         """``into <- keep into + (1 - keep) source``."""

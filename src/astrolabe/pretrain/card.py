@@ -16,7 +16,7 @@ from astrolabe.evaluation.suites import MEASURES, Suite, verdicts
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.pretrain.codec import psnr
 from astrolabe.pretrain.sampling import sample_many_steps
-from astrolabe.rollout.group import generate, video_noise
+from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.captions import split
 from astrolabe.shapes.codec import Codec

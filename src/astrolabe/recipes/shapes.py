@@ -8,7 +8,7 @@ from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
-from astrolabe.rollout.group import RolloutSettings
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.shapes.model import CLIP_FRAMES
 
 
@@ -19,7 +19,8 @@ def shapes() -> TrainConfig:
         steps=48,
         model=ShapesSettings(),
         prompts="practice",
-        rollout=RolloutSettings(prompts=6, group_size=12, frames=CLIP_FRAMES, micro_batch=36),
+        rollout=RolloutSettings(prompts=6, group_size=12, micro_batch=6),
+        window=WindowSettings(frames=CLIP_FRAMES),
         rewards=(
             RewardSettings(name="joint"),
             RewardSettings(name="shape_fit", weight=0.4),
@@ -44,7 +45,8 @@ def shapes_tiny() -> TrainConfig:
     return replace(
         base,
         steps=2,
-        rollout=RolloutSettings(prompts=2, group_size=2, frames=6, micro_batch=4),
+        rollout=RolloutSettings(prompts=2, group_size=2, micro_batch=2),
+        window=WindowSettings(frames=6),
         lora=LoraSettings(rank=4, alpha=8.0),
         optimizer=replace(base.optimizer, minibatches=1, micro_batch=4),
         checkpoint_every=1,

@@ -12,7 +12,7 @@ from astrolabe.models.opening import ReleasedSettings
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
 from astrolabe.rl.update import OptimizerSettings
-from astrolabe.rollout.group import RolloutSettings
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 
 
 def self_forcing() -> TrainConfig:
@@ -22,11 +22,12 @@ def self_forcing() -> TrainConfig:
         steps=200,
         model=ReleasedSettings(name="self-forcing"),
         prompts="prompts.txt",
-        rollout=RolloutSettings(prompts=2, group_size=24, frames=21, micro_batch=1),
+        rollout=RolloutSettings(prompts=2, group_size=24, micro_batch=1),
+        window=WindowSettings(frames=21),
         rewards=(RewardSettings(name="pixel_motion"), RewardSettings(name="pixel_steadiness")),
         algorithm=NFTSettings(beta=1.0, behavior_keep=0.9),
         lora=LoraSettings(rank=256, alpha=256.0),
-        optimizer=OptimizerSettings(lr=1e-5, micro_batch=1),
+        optimizer=OptimizerSettings(lr=1e-5, micro_batch=1, gradient_checkpointing=True),
     )
 
 

@@ -23,19 +23,24 @@ class Reward(Protocol):
 
 
 def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
-    """Every reward on every candidate, on the CPU; UserError when videos or scores are not finite."""
+    """Every reward on every candidate, on the CPU; UserError when videos or scores are not finite.
+
+    Each sees the prompt in force; where that changed within a clip, its scores are averaged over the frames.
+    """
     if not bool(torch.isfinite(rollout.latents).all()):
         raise UserError(
             "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
             "algorithm.beta"
         )
-    columns = []
-    for reward in rewards:
-        values = reward(rollout.video, rollout.captions)
-        if values.shape != (len(rollout.video),) or not bool(torch.isfinite(values).all()):
-            raise UserError(
-                f"reward {reward.name!r} returned shape {list(values.shape)} with "
-                f"{int((~torch.isfinite(values)).sum())} non-finite values; expected {len(rollout.video)} finite scores"
-            )
-        columns.append(values.float().cpu())
-    return Scores(tuple(reward.name for reward in rewards), torch.stack(columns, 1))
+    columns = torch.zeros(len(rollout.latents), len(rewards))
+    for part in rollout.footage:
+        for place, reward in enumerate(rewards):
+            values = reward(part.video, part.captions)
+            if values.shape != (len(part.video),) or not bool(torch.isfinite(values).all()):
+                bad = int((~torch.isfinite(values)).sum())
+                raise UserError(
+                    f"reward {reward.name!r} returned shape {list(values.shape)} with {bad} non-finite values; "
+                    f"expected {len(part.video)} finite scores"
+                )
+            columns[part.rows, place] += part.share * values.float().cpu()
+    return Scores(tuple(reward.name for reward in rewards), columns)

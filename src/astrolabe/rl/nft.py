@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe import flow
-from astrolabe.models.base import Generator
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.rl import advantages as credit
 from astrolabe.rl.advantages import Combine, Std
+from astrolabe.rl.forward import Forward
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
@@ -63,15 +64,16 @@ class NFT:
         advantages = credit.group_advantages(rewards, rollout.group_size, self.settings.std)
         return Experience(rollout, scores, advantages, credit.optimality(advantages, self.settings.a_max))
 
-    def level_table(self, stream: StreamConfig, chunks: int) -> Tensor:
-        """The levels [k, chunks] to choose from, those that the sampler visits in each chunk; missing ones are nan.
+    def level_table(self, stream: StreamConfig, chunks: int, first: int = 0) -> Tensor:
+        """The levels [k, chunks] to choose from: those that the sampler visits in each chunk; missing ones are nan.
 
-        Raises UserError when a chunk has fewer than ``levels_per_sample``.
+        ``first`` is the number, in their video, of the first of the chunks. Raises UserError when a chunk has fewer
+        than ``levels_per_sample``.
         """
-        count = self.settings.levels_per_sample
-        columns = [stream.levels_of(chunk) for chunk in range(chunks)]
+        count, numbers = self.settings.levels_per_sample, range(first, first + chunks)
+        columns = [stream.levels_of(chunk) for chunk in numbers]
         if self.settings.levels == "unwarped":
-            columns = [torch.tensor(stream.steps_of(c), dtype=torch.float64) / flow.TIMESTEPS for c in range(chunks)]
+            columns = [torch.tensor(stream.steps_of(c), dtype=torch.float64) / flow.TIMESTEPS for c in numbers]
         fewest = min(len(column) for column in columns)
         if self.settings.levels != "uniform" and count > fewest:
             raise UserError(
@@ -80,14 +82,16 @@ class NFT:
             )
         return pad_sequence(columns, padding_value=torch.nan)
 
-    def draw(self, generator: Generator, shape: torch.Size, seeds: list[int]) -> tuple[Tensor, Tensor]:
+    def draw(
+        self, stream: StreamConfig, shape: torch.Size, seeds: Sequence[int], before: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Levels [s, b, f] and noise [s, b, f, c, h, w] of samples of ``shape`` [f, c, h, w], each from its own seed.
 
-        For every sample and chunk ``s = levels_per_sample`` levels, without repetition. A sample's draw does not depend
-        on the micro-batch it comes in.
+        For every sample and chunk ``s = levels_per_sample`` levels, without repetition; ``before`` frames of the video
+        came earlier. A sample's draw does not depend on the micro-batch it comes in.
         """
-        chunk, count = generator.stream.chunk_frames, self.settings.levels_per_sample
-        table = self.level_table(generator.stream, shape[0] // chunk)
+        chunk, count = stream.chunk_frames, self.settings.levels_per_sample
+        table = self.level_table(stream, shape[0] // chunk, before // chunk)
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
@@ -99,35 +103,25 @@ class NFT:
             noises.append(torch.randn(len(drawn), *shape, generator=rng))
         return torch.stack(levels, 1), torch.stack(noises, 1)
 
-    def loss(
-        self, generator: Generator, policies: Policies, experience: Experience, rows: Tensor, seeds: list[int]
-    ) -> tuple[PerSample, PerSample]:
-        """Loss of the samples ``rows`` at freshly drawn levels, and how far learner and behavior differ (mean square).
-
-        The clean context is computed once and held constant.
-        The context is the behavior policy's, whose own it was when the clip was streamed; learner and behavior see the
-        same one, so that they differ only in what they predict.
+    def losses(
+        self, forward: Forward, clean: Latents, optimality: PerSample, seeds: Sequence[int], chunks: int
+    ) -> Iterator[tuple[PerSample, PerSample]]:
+        """Parts of the loss of samples ``clean`` at freshly drawn levels, and how far learner and behavior differ (mean
+        square, without gradient): ``chunks`` chunks at one level in each. All parts together are the sample's loss.
         """
-        rollout = experience.rollout
-        clean = rollout.latents[rows]
-        text = rollout.text[rows // rollout.group_size]
-        optimality = experience.optimality[rows].to(clean)
-        with torch.no_grad(), policies.using("behavior"):
-            acting_text = generator.condition(text)
-            context = generator.context(clean, acting_text)
-        own_text = generator.condition(text)
-        losses, drifts = [], []
-        levels, noises = self.draw(generator, clean.shape[1:], seeds)
+        stream, frames = forward.generator.stream, clean.shape[1]
+        levels, noises = self.draw(stream, clean.shape[1:], seeds, forward.stretch.before)
         exact = torch.promote_types(clean.dtype, torch.float32)
         for sigma, noise in zip(levels.to(clean.device, exact), noises.to(clean), strict=True):
-            noisy = flow.add_noise(clean, noise, sigma)
-            with torch.no_grad(), policies.using("behavior"):
-                velocity = generator.velocity_in_context(noisy, sigma, acting_text, context)
-                behavior = flow.to_clean(noisy, velocity, sigma)
-            learner = flow.to_clean(noisy, generator.velocity_in_context(noisy, sigma, own_text, context), sigma)
-            losses.append(nft_loss(learner, behavior, clean, optimality, self.settings.beta))
-            drifts.append((learner.detach() - behavior).square().mean((1, 2, 3, 4)))
-        return torch.stack(losses).mean(0), torch.stack(drifts).mean(0)
+            for first in range(0, frames // stream.chunk_frames, chunks):
+                run = slice(first, min(first + chunks, frames // stream.chunk_frames))
+                place = slice(run.start * stream.chunk_frames, run.stop * stream.chunk_frames)
+                noisy = flow.add_noise(clean[:, place], noise[:, place], sigma[:, place])
+                learner, behavior = forward.predict(noisy, sigma[:, place], run)
+                share = noisy.shape[1] / frames / len(levels)
+                loss = nft_loss(learner, behavior, clean[:, place], optimality, self.settings.beta)
+                drift = (learner.detach() - behavior).square().mean((1, 2, 3, 4))
+                yield share * loss, share * drift
 
     def after_step(self, policies: Policies) -> None:
         """behavior <- keep behavior + (1 - keep) learner."""

@@ -20,10 +20,19 @@ class LoraSettings:
 
 
 class Policies(LoraSlots):
-    """The three slots, equal at first; ``with policies.using("behavior"): ...``, never a bare switch (section 5)."""
+    """The three slots, equal at first; ``with policies.using("behavior"): ...``, never a bare switch (section 5).
+
+    ``alike`` says that learner and behavior are the same to the bit, so that one forward answers for both.
+    """
 
     def __init__(self, base: nn.Module, settings: LoraSettings, generator: torch.Generator):
         super().__init__(base, SLOTS, settings.rank, settings.alpha, generator)
+        self.alike = False
+
+    def compare(self) -> None:
+        """See whether learner and behavior are alike now; whoever changes one of them says so."""
+        pairs = zip(self.tensors("learner").values(), self.tensors("behavior").values(), strict=True)
+        self.alike = all(torch.equal(learner, behavior) for learner, behavior in pairs)
 
     def trainable(self) -> dict[str, torch.Tensor]:
         """The learner's parameters by name."""

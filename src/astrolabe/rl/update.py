@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from astrolabe.models.base import Generator
+from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Metrics
+from astrolabe.types import Experience, Metrics, PerSample, Stretch
 
 
 @config
@@ -36,7 +38,18 @@ class OptimizerSettings:
         gt=0,
         le=1,
     )
-    micro_batch: int = setting("samples that are forwarded at once; changes memory and speed, not results", ge=1)
+    micro_batch: int = setting(
+        "candidates of a prompt that are forwarded at once; changes memory and speed, not results", ge=1
+    )
+    chunks: int | None = setting(
+        "chunks of a clip that are forwarded at once; the default is all; changes memory and speed, not results",
+        default=None,
+        ge=1,
+    )
+    gradient_checkpointing: bool = setting(
+        "keep only what enters each block, and run the block again in the backward pass: far less memory, slower",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -75,30 +88,56 @@ def update(
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    size, strength = experience.rollout.group_size, experience.advantages.abs()
+    rollout, strength = experience.rollout, experience.advantages.abs()
     seeds = torch.randint(2**62, strength.shape, generator=rng)
     if algorithm.settings.common_noise:
-        seeds = seeds[::size].repeat_interleave(size)
+        seeds = seeds[:: rollout.group_size].repeat_interleave(rollout.group_size)
     used = torch.zeros_like(strength, dtype=torch.bool)
     used[strength.topk(math.ceil(settings.share * len(strength))).indices] = True
     used &= strength > 0
     collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": []}
-    samples = torch.arange(len(strength)).view(-1, size)
-    for groups in torch.randperm(len(samples), generator=rng).chunk(settings.minibatches):
-        batch = samples[groups].flatten()
+    policies.compare()
+    for groups in torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches):
         optimizer.zero_grad(set_to_none=True)
-        useful = batch[used[batch]]
-        if not len(useful):
+        losses, drifts = torch.zeros(2, len(strength)).unbind()
+        batch = len(groups) * rollout.group_size
+        for stretch in (stretch for group in groups for stretch in rollout.stretches if stretch.group == group):
+            own = torch.arange(stretch.group * rollout.group_size, (stretch.group + 1) * rollout.group_size)
+            own = own[used[own]]
+            if not len(own):
+                continue
+            text = PromptText(generator, policies, stretch.text)
+            for rows in own.split(settings.micro_batch):
+                share = (stretch.end - stretch.first) / rollout.latents.shape[1]
+                for loss, drift in losses_of(generator, policies, algorithm, experience, stretch, text, rows, seeds,
+                                             settings.chunks):  # fmt: skip
+                    (share * loss.sum() / batch).backward()
+                    losses[rows] += share * loss.detach().cpu().float()
+                    drifts[rows] += share * drift.cpu().float()
+            text.backward()
+        trained = used & torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
+        if not bool(trained.any()):
             continue
-        for rows in useful.split(settings.micro_batch):
-            losses, drifts = algorithm.loss(generator, policies, experience, rows, seeds[rows].tolist())
-            (losses.sum() / len(batch)).backward()
-            collected["loss"].extend(losses.tolist())
-            collected["drift_behavior"].extend(drifts.tolist())
-        norm = clip_gradients(list(policies.trainable().values()), settings.max_grad_norm)
-        collected["grad_norm"].append(norm)
+        collected["loss"].extend(losses[trained].tolist())
+        collected["drift_behavior"].extend(drifts[trained].tolist())
+        collected["grad_norm"].append(clip_gradients(list(policies.trainable().values()), settings.max_grad_norm))
         optimizer.step()
+        policies.alike = False
     return {name: sum(values) / len(values) for name, values in collected.items() if values}
+
+
+def losses_of(
+    generator: Generator, policies: Policies, algorithm: NFT, experience: Experience, stretch: Stretch,
+    text: PromptText, rows: Tensor, seeds: Tensor, chunks: int | None,
+) -> Iterator[tuple[PerSample, PerSample]]:  # fmt: skip
+    """The parts of the loss of candidates ``rows`` over one stretch, each to be taken backward before the next."""
+    clips = experience.rollout.latents[rows.to(experience.rollout.latents.device)]
+    forward = Forward(generator, policies, stretch, text, clips[:, : stretch.end])
+    own = clips[:, stretch.first : stretch.end]
+    optimality = experience.optimality[rows].to(own)
+    # Stretches of a clip draw apart: they are never at one level together in the sampler either.
+    drawn = [(seed + stretch.first) % 2**62 for seed in seeds[rows].tolist()]
+    yield from algorithm.losses(forward, own, optimality, drawn, chunks or own.shape[1])
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float) -> float:

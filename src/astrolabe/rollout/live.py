@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from astrolabe.models.base import Generator
@@ -37,8 +38,12 @@ class VideoStream:
     cache; a model that sees everything remembers everything.
     """
 
-    def __init__(self, generator: Generator, text: TextEmbeddings, noise: NoiseSource, decode: bool = True):
+    def __init__(
+        self, generator: Generator, text: TextEmbeddings, noise: NoiseSource, decode: bool = True,
+        videos: int | None = None,
+    ):  # fmt: skip
         self.generator, self.noise, self.decodes = generator, noise, decode
+        self.videos = videos or len(text)  # a row of text each, unless fewer rows are shared evenly
         with torch.no_grad():
             self.text, self.condition = text, generator.condition(text)
         self.index = 0  # chunks made since the beginning, across cuts: noise never repeats
@@ -48,7 +53,7 @@ class VideoStream:
         """A video without a past."""
         stream = self.generator.stream
         room = stream.window_frames or stream.chunk_frames
-        self.cache = self.generator.new_cache(len(self.text), room)
+        self.cache = self.generator.new_cache(self.videos, room)
         self.sink: list[Latents] = []  # clean latents of what the cache holds: chunks of the sink, and recent ones
         self.recent: list[Latents] = []
         self.frames = 0
@@ -65,7 +70,7 @@ class VideoStream:
         stream = self.generator.stream
         if stream.rebuild_frames is not None and self.frames:
             self._rebuild()
-        shape = (len(self.text), stream.chunk_frames, *self.generator.latent_shape)
+        shape = (self.videos, stream.chunk_frames, *self.generator.latent_shape)
         opening = 0 if self.frames == 0 else 1  # the first chunk of a video may have steps of its own
         numbered = Numbered(self.noise, self.index)
         *_, (clean, _) = denoise_chunk(self.generator, self.condition, self.cache, numbered, opening, shape)
@@ -88,12 +93,12 @@ class VideoStream:
         if self.frames:
             raise UserError("a stream can only be begun once; cut() first")
         size = self.generator.stream.chunk_frames
-        if latents.shape[0] not in (1, len(self.text)) or latents.shape[1] % size:
+        if latents.shape[0] not in (1, self.videos) or latents.shape[1] % size:
             raise UserError(
                 f"a beginning of {latents.shape[0]} videos and {latents.shape[1]} latent frames does not fit "
-                f"{len(self.text)} streams and chunks of {size}"
+                f"{self.videos} streams and chunks of {size}"
             )
-        latents = latents.expand(len(self.text), *latents.shape[1:])
+        latents = latents.expand(self.videos, *latents.shape[1:])
         for chunk in latents.split(size, 1):
             self._remember(chunk)
         return self._decode(latents)
@@ -128,8 +133,12 @@ class VideoStream:
         return video
 
     def _remember(self, clean: Latents) -> None:
-        """The context pass, and what a later switch needs: the latents that the cache still holds."""
+        """The context pass, and what a later switch needs."""
         self.generator.commit(clean, self.condition, self.cache)
+        self._note(clean)
+
+    def _note(self, clean: Latents) -> None:
+        """Keep the latents that the cache still holds, or would."""
         stream, size = self.generator.stream, clean.shape[1]
         self.frames += size
         if len(self.sink) * size < stream.sink_frames:
@@ -142,10 +151,34 @@ class VideoStream:
             kept = max((stream.window_frames - len(self.sink) * size) // size, 1)
             del self.recent[:-kept]
 
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Text keys and values under the policy in force now; what the cache holds stays."""
+        self.condition = self.generator.condition(self.text)
+
+    def branch(self, rows: Tensor, clean: Latents, text: Float[Tensor, "prompts n d"], fresh: bool) -> VideoStream:
+        """What the videos ``rows`` become when clips [g f c h w] go on from them and another prompt follows.
+
+        Clip j goes on from video ``rows[j]``; with ``fresh`` the clips are a video's beginning: they remember no other.
+        ``text`` has a row a clip, or fewer that the clips share evenly. This stream stays as it is; the branch does
+        not decode.
+        """
+        twin = VideoStream(self.generator, text, self.noise, decode=False, videos=len(clean))
+        if not fresh:
+            twin.sink, twin.recent = ([chunk[rows] for chunk in kept] for kept in (self.sink, self.recent))
+            twin.frames = self.frames
+        if clean.shape[1]:
+            for chunk in clean.split(self.generator.stream.chunk_frames, 1):
+                twin._note(chunk)
+        if twin.frames:
+            twin._rebuild()
+        return twin
+
+    @torch.no_grad()
     def _rebuild(self) -> None:
         """Run the remembered clean frames again, in a new cache, where they stand in the video."""
         stream = self.generator.stream
-        cache = self.generator.new_cache(len(self.text), stream.window_frames or stream.chunk_frames)
+        cache = self.generator.new_cache(self.videos, stream.window_frames or stream.chunk_frames)
         for chunk in self.sink:
             self.generator.commit(chunk, self.condition, cache)
         held = sum(chunk.shape[1] for chunk in (*self.sink, *self.recent))

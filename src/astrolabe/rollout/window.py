@@ -1,76 +1,245 @@
-"""One window of a stream: G candidates for the next clip, all from one frozen history (method, section 2).
+"""Windows of streams: G candidates for the next clip of every prompt, all from one frozen history (method, section 2).
 
-The history of every prompt is a ``VideoStream`` of one row a prompt. Candidates read its cache and never write to it;
-their decoders start from its decoder's state, so that a clip's first frames look as they would in the whole video.
-Cost for a prompt: P + G W frames, instead of the G (P + W) of candidates that are made from the beginning.
+A batch of prompts is streamed once. Where a window stands, G candidates go on from the frozen cache, each with noise of
+its own; their decoders start from the history's decoder, so that a clip's first frames look as they would in the whole
+video. After the window is trained on, one candidate is committed and the stream goes on to the next. Cost for a prompt:
+P + G W frames, instead of the G (P + W) of candidates that are made from the beginning.
+
+Prompts may be scripts. Where the prompt changes inside a window, each candidate goes on as any stream would
+(``VideoStream.branch``): what it remembers is run again under the new prompt, or forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
+from astrolabe.data.scripts import Script, plan
+from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
-from astrolabe.rollout.stream import NoiseSource, denoise_chunk
-from astrolabe.runtime.errors import UserError
-from astrolabe.types import Latents, Video
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.rollout.stream import denoise_chunk
+from astrolabe.types import Footage, Latents, Rollout, Stretch, TextEmbeddings, Video
 
 
 @dataclass(frozen=True)
-class Clips:
-    """Candidates side by side, group after group: latents [b * G, f, c, h, w], pixels [b * G, t, 3, y, x]."""
+class Piece:
+    """Frames [first, end) of a window under shot number ``shot``; ``since``: where in the window its video began, or
+    None when it began before it."""
 
-    latents: Latents
-    video: Video
-    group_size: int
-
-
-@torch.no_grad()
-def candidates(stream: VideoStream, group_size: int, frames: int, seed: int, micro_batch: int) -> Clips:
-    """``group_size`` clips of ``frames`` latent frames for every row of ``stream``, which stays as it is.
-
-    ``micro_batch`` candidates of a prompt are made at once; it changes memory and speed, not results: the noise of
-    candidate j of prompt i belongs to (``seed``, i, j). Raises UserError when no chunking fits ``frames``.
-    """
-    stream.generator.stream.chunks(frames)
-    if not 1 <= micro_batch <= group_size:
-        raise UserError(f"micro_batch={micro_batch}: from 1 to group_size={group_size} candidates at once")
-    prompts = len(stream.text)
-    latents: list[Tensor] = []
-    videos: list[Tensor] = []
-    for first in range(0, group_size, micro_batch):
-        width = min(micro_batch, group_size - first)
-        numbers = [i * group_size + first + j for i in range(prompts) for j in range(width)]
-        clip, video = _side_by_side(stream, width, frames, PlacedNoise(seed, numbers))
-        latents.append(clip.unflatten(0, (prompts, width)))
-        videos.append(video.unflatten(0, (prompts, width)))
-    return Clips(torch.cat(latents, 1).flatten(0, 1), torch.cat(videos, 1).flatten(0, 1), group_size)
+    first: int
+    end: int
+    shot: int
+    since: int | None
 
 
-def _side_by_side(stream: VideoStream, width: int, frames: int, noise: NoiseSource) -> tuple[Latents, Video]:
-    """``width`` candidates of every prompt, in step."""
-    generator, prompts = stream.generator, len(stream.text)
-    cache = generator.new_candidates(stream.cache, width, frames)
-    rows = torch.arange(prompts, device=generator.device).repeat_interleave(width)
-    state = generator.decoder_select(stream.state, rows)
-    clean: list[Tensor] = []
-    pixels: list[Tensor] = []
-    for index, (first, end) in enumerate(generator.stream.chunks(frames)):
-        shape = (prompts * width, end - first, *generator.latent_shape)
-        opening = 0 if stream.frames + first == 0 else 1  # the first chunk of a video may have steps of its own
-        *_, (chunk, _) = denoise_chunk(generator, stream.condition, cache, Numbered(noise, index), opening, shape)
-        if end < frames:  # nothing will look back at the last chunk
-            generator.commit(chunk, stream.condition, cache)
-        video, state = generator.decode(chunk, state)
-        clean.append(chunk)
-        pixels.append(video)
-    return torch.cat(clean, 1), torch.cat(pixels, 1)
+@dataclass
+class Track:
+    """Prompts whose scripts have the same timing, streamed side by side."""
+
+    groups: tuple[int, ...]  # their numbers in the batch
+    scripts: tuple[Script, ...]
+    ends: tuple[int, ...]  # latent frame at which each shot ends
+    texts: list[TextEmbeddings]  # of every shot, a row a prompt
+    stream: VideoStream
+    shot: int = 0  # in force
+    shown: list[Tensor] = field(default_factory=list)  # pixels of the shot in force so far, bytes, if they are judged
+
+    @property
+    def frames(self) -> int:
+        """Latent frames made since the script began."""
+        return self.stream.index * self.stream.generator.stream.chunk_frames
+
+    def enters(self, shot: int) -> str:
+        """How a shot follows the one before: the same for all prompts of a track."""
+        return self.scripts[0][shot].enter
+
+    def captions(self, shot: int) -> tuple[str, ...]:
+        """The prompt of every stream."""
+        return tuple(script[shot].prompt for script in self.scripts)
+
+    def pieces(self, frames: int) -> list[Piece]:
+        """The next ``frames`` frames, shot by shot."""
+        start, since, found = self.frames, None, []
+        for shot, end in enumerate(self.ends):
+            first = max(self.ends[shot - 1] if shot else 0, start)
+            if first >= min(end, start + frames):
+                continue
+            if first > start and self.enters(shot) == "cut":
+                since = first - start
+            found.append(Piece(first - start, min(end, start + frames) - start, shot, since))
+        return found
+
+    def enter(self, shot: int) -> None:
+        """Let the stream go on under a shot, unless it does."""
+        if shot != self.shot:
+            (self.stream.cut if self.enters(shot) == "cut" else self.stream.switch)(self.texts[shot])
+            self.shot, self.shown = shot, []
+
+    def show(self, video: Video | None, keep: bool) -> None:
+        """Keep pixels of the shot in force."""
+        if keep and video is not None:
+            self.shown.append((video * 255).round().byte().cpu())
 
 
-def go_on_with(stream: VideoStream, clips: Clips, chosen: Sequence[int]) -> None:
-    """Commit candidate ``chosen[i]`` of every prompt i: it becomes history, under the policy in force."""
-    rows = torch.tensor([i * clips.group_size + j for i, j in enumerate(chosen)], device=clips.latents.device)
-    stream.extend(clips.latents[rows])
+class Windows:
+    """The streams of a batch of prompts, and the windows along them."""
+
+    def __init__(self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int):
+        self.generator, self.rollout, self.window, self.fps = generator, rollout, window, fps
+        self.prompts: tuple[str, ...] = ()
+        self.tracks: list[Track] = []
+
+    @property
+    def position(self) -> int:
+        """Latent frame at which the next window stands."""
+        return self.tracks[0].frames
+
+    def begin(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int, start: int = 0) -> None:
+        """New streams, as far as ``start`` latent frames, under the policy in force."""
+        self.open(prompts, scripts, seed)
+        for track in self.tracks:
+            for piece in track.pieces(start):
+                track.enter(piece.shot)
+                for _ in range(piece.first, piece.end, self.generator.stream.chunk_frames):
+                    track.show(track.stream.step().video, self.window.credit > 0)
+
+    def open(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int) -> None:
+        """New streams without a frame; UserError when a script does not fit the length of the video."""
+        self.prompts, chunk = tuple(prompts), self.generator.stream.chunk_frames
+        seconds = (4 * self.window.length - 3) / self.fps
+        timings = [(plan(script, seconds, self.fps, chunk), tuple(shot.enter for shot in script)) for script in scripts]
+        self.tracks = []
+        for timing in dict.fromkeys(timings):
+            groups = tuple(group for group, other in enumerate(timings) if other == timing)
+            own = tuple(scripts[group] for group in groups)
+            texts = [self.generator.encode_text([script[shot].prompt for script in own]) for shot in range(len(own[0]))]
+            stream = VideoStream(self.generator, texts[0], PlacedNoise(seed, groups))
+            self.tracks.append(Track(groups, own, tuple(accumulate(timing[0])), texts, stream))
+
+    @torch.no_grad()
+    def candidates(self, seed: int) -> Rollout:
+        """``group_size`` clips of the next window of every stream, under the policy in force; the streams stay.
+
+        The noise of candidate j of prompt i belongs to (``seed``, i, j), however the work is split.
+        """
+        size = self.rollout.group_size
+        order: list[int] = []
+        latents: list[Tensor] = []
+        footage: list[Footage] = []
+        stretches: list[Stretch] = []
+        for track in self.tracks:
+            pieces = track.pieces(self.window.frames)
+            track.enter(pieces[0].shot)
+            track.stream.renew()
+            rows = torch.tensor([group * size + j for group in track.groups for j in range(size)])
+            videos: list[list[Tensor]] = [[] for _ in pieces]
+            for part in torch.arange(size).split(self.rollout.micro_batch):
+                numbers = [group * size + int(j) for group in track.groups for j in part]
+                made, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
+                order += numbers
+                latents.append(made)
+                for videos_of_piece, video in zip(videos, shown, strict=True):
+                    videos_of_piece.append(video.unflatten(0, (len(track.groups), len(part))))
+            for piece, parts in zip(pieces, videos, strict=True):
+                footage += self._footage(track, piece, rows, torch.cat(parts, 1).flatten(0, 1))
+                first = (track.stream.frames if piece.since is None else -piece.since) + piece.first
+                stretches += [
+                    Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
+                    for place, (group, text) in enumerate(zip(track.groups, track.texts[piece.shot], strict=True))
+                ]
+        clips = torch.cat(latents)[torch.tensor(order).argsort()]
+        return Rollout(self.prompts, size, clips, tuple(footage), tuple(stretches))
+
+    def _side_by_side(
+        self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise
+    ) -> tuple[Latents, list[Video]]:
+        """``width`` candidates of every prompt of a track, in step: their latents, and the pixels of every piece."""
+        generator, stream = self.generator, track.stream
+        rows = torch.arange(len(track.groups), device=generator.device).repeat_interleave(width)
+        cache, condition = generator.new_candidates(stream.cache, width, pieces[0].end), stream.condition
+        state = generator.decoder_select(stream.state, rows)
+        clean: list[Tensor] = []
+        videos: list[Tensor] = []
+        for piece in pieces:
+            if piece is not pieces[0]:
+                if piece.since == piece.first:
+                    state = None
+                text = track.texts[piece.shot]
+                branch = stream.branch(rows, torch.cat(clean, 1)[:, piece.since or 0 :], text, piece.since is not None)
+                cache, condition = branch.cache, branch.condition
+            opening = (stream.frames if piece.since is None else -piece.since) + piece.first == 0
+            pixels = []
+            for first, end, place in self._chunks(piece):
+                shape = (len(rows), end - first, *generator.latent_shape)
+                fresh = opening and first == piece.first  # the first chunk of a video may have steps of its own
+                *_, (chunk, _) = denoise_chunk(
+                    generator, condition, cache, Numbered(noise, place), 0 if fresh else 1, shape
+                )
+                if end < piece.end:  # nothing will look back at a piece's last chunk: a branch runs it again
+                    generator.commit(chunk, condition, cache)
+                video, state = generator.decode(chunk, state)
+                clean.append(chunk)
+                pixels.append(video.cpu())
+            videos.append(torch.cat(pixels, 1))
+        return torch.cat(clean, 1), videos
+
+    def _chunks(self, piece: Piece) -> Iterator[tuple[int, int, int]]:
+        """(first, end) frame of every chunk of a piece, and its number in the window."""
+        size = self.generator.stream.chunk_frames
+        for first in range(piece.first, piece.end, size):
+            yield first, first + size, first // size
+
+    def _past(self, track: Track, place: int, piece: Piece, clean: Latents) -> object:
+        """See ``types.Stretch``."""
+        if piece.first == 0:
+            return track.stream.cache.row(place)
+        rows = torch.full((len(clean),), place, device=clean.device)
+        before = clean[:, piece.since or 0 : piece.first]
+        text = track.texts[piece.shot][place : place + 1]
+        return track.stream.branch(rows, before, text, piece.since is not None).cache
+
+    def _footage(self, track: Track, piece: Piece, rows: Tensor, video: Video) -> Iterator[Footage]:
+        """What is judged of a piece: its own pixels, and those of its shot so far, as ``credit`` divides it."""
+        size, credit = self.rollout.group_size, self.window.credit
+        share = (piece.end - piece.first) / self.window.frames
+        captions = tuple(prompt for prompt in track.captions(piece.shot) for _ in range(size))
+        before = track.shown if piece.first == 0 else []
+        yield Footage(rows, video, captions, share * (1 - credit if before else 1.0))
+        if before:
+            past = torch.cat(before, 1).to(video).div_(255).repeat_interleave(size, 0)
+            yield Footage(rows, torch.cat([past, video], 1), captions, share * credit, clip=False)
+
+    def go_on(self, latents: Latents, chosen: Sequence[int]) -> None:
+        """Commit candidate ``chosen[i]`` of every prompt i, under the policy in force: it becomes history."""
+        for track in self.tracks:
+            rows = torch.tensor([group * self.rollout.group_size + chosen[group] for group in track.groups])
+            clips = latents[rows.to(latents.device)]
+            track.stream.renew()
+            for piece in track.pieces(self.window.frames):
+                track.enter(piece.shot)
+                track.show(track.stream.extend(clips[:, piece.first : piece.end]), self.window.credit > 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that decides how the streams go on: for ``restore``, with the same prompts and seed."""
+        parts: dict[str, Tensor] = {}
+        for number, track in enumerate(self.tracks):
+            shown = {f"shown.{i}": video for i, video in enumerate(track.shown)}
+            own = track.stream.tensors() | shown | {"shot": torch.tensor(track.shot)}
+            parts |= {f"{number}.{name}": value for name, value in own.items()}
+        return parts
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """Let newly opened streams go on where ``tensors`` were taken."""
+        for number, track in enumerate(self.tracks):
+            prefix = f"{number}."
+            own = {name.removeprefix(prefix): value for name, value in parts.items() if name.startswith(prefix)}
+            track.shot = int(own.pop("shot"))
+            kept = [name for name in own if name.startswith("shown.")]
+            track.shown = [own.pop(name) for name in sorted(kept, key=lambda name: int(name.split(".")[1]))]
+            track.stream.restore(own)

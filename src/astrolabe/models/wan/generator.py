@@ -10,8 +10,8 @@ from torch import Tensor
 
 from astrolabe.flow import TIMESTEPS
 from astrolabe.models.cache import RollingCache
-from astrolabe.models.candidates import CandidateCache, CandidateContext
-from astrolabe.models.visibility import BlockCausal, StreamMemory, TeacherForced
+from astrolabe.models.candidates import CandidateCache, ClipContext
+from astrolabe.models.visibility import StreamMemory
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.transformer import CausalWan, Conditioning
 from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
@@ -109,35 +109,35 @@ class WanGenerator:
         cache.advance(clean.shape[1])
 
     @torch.no_grad()
-    def context(
-        self, clean: Latents, text: Conditioning, history: RollingCache | None = None
-    ) -> BlockCausal | CandidateContext:
-        """What the chunks of a clean clip leave in the cache, in one pass and without gradient.
+    def context(self, clean: Latents, text: Conditioning, history: RollingCache | None = None) -> ClipContext:
+        """What the chunks of clean clips leave in the cache, in one pass and without gradient.
 
         With a ``history`` the clips go on from it: candidates, several of which may share one row.
         """
-        frames = clean.shape[1]
-        memory: BlockCausal | CandidateContext = BlockCausal(self.stream, frames, record=True)
-        if history is not None:
-            memory = CandidateContext(history, frames)
+        return self._context(clean, text, history)
+
+    def _context(self, clean: Latents, text: Conditioning, history: RollingCache | None = None) -> ClipContext:
+        memory = ClipContext(self.stream, clean.shape[1], history)
         self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory, memory.position)
         return memory
 
+    def velocity_in_context(
+        self, noisy: Latents, sigma: Sigmas, text: Conditioning, context: ClipContext, chunks: slice = slice(None)
+    ) -> Latents:
+        """Velocity of chunks of clips, each seeing the clean chunks before it, as when streaming.
+
+        ``noisy`` are the frames of the chunks number ``chunks`` of the clips: all of them when not said.
+        """
+        memory = context.facing(chunks)
+        return self._run(noisy, sigma * TIMESTEPS, text, memory, memory.position)
+
     def velocity_teacher_forced(self, noisy: Latents, sigma: Sigmas, clean: Latents, text: Conditioning) -> Latents:
         """As ``velocity_in_context``, with gradient through the clean context too: how such a model is pretrained."""
-        memory = BlockCausal(self.stream, clean.shape[1], record=True)
-        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory)
-        return self._run(noisy, sigma * TIMESTEPS, text, TeacherForced(memory))
-
-    def velocity_in_context(
-        self, noisy: Latents, sigma: Sigmas, text: Conditioning, context: BlockCausal | CandidateContext
-    ) -> Latents:
-        """Velocity of every chunk of a clip at once, each seeing the clean chunks before it, as when streaming."""
-        return self._run(noisy, sigma * TIMESTEPS, text, context.facing(), context.position)
+        return self.velocity_in_context(noisy, sigma, text, self._context(clean, text))
 
     def velocity_block_causal(self, noisy: Latents, sigma: Sigmas, text: Conditioning) -> Latents:
         """Velocity of every chunk at once, each seeing the *noisy* chunks before it."""
-        return self._run(noisy, sigma * TIMESTEPS, text, BlockCausal(self.stream, noisy.shape[1]))
+        return self._run(noisy, sigma * TIMESTEPS, text, ClipContext(self.stream, noisy.shape[1]))
 
     @torch.no_grad()
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]:
@@ -145,6 +145,11 @@ class WanGenerator:
         assert self.codec is not None, "this generator was built without a codec"
         with self.precision():
             return self.codec.decode(latents, state)
+
+    def move_decoder(self, device: torch.device | str) -> None:
+        """Keep the decoder on ``device`` while nothing is decoded; states of streams stay where they are."""
+        if isinstance(self.codec, torch.nn.Module):
+            self.codec.to(device)
 
     def decoder_select(self, state: Any, rows: Tensor) -> Any:
         """The decoder's state of these rows of a batch; one may be named several times."""

@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from astrolabe.models import rope
 from astrolabe.models.attention import Heads, Part, attend
@@ -126,11 +127,15 @@ class Head(nn.Module):
 
 
 class CausalWan(nn.Module):
-    """Velocity of noisy latents, given text and whatever the memory shows (Wan 2.1 t2v, causal)."""
+    """Velocity of noisy latents, given text and whatever the memory shows (Wan 2.1 t2v, causal).
+
+    With ``gradient_checkpointing`` a block keeps only its input for the backward pass, and is run again there.
+    """
 
     def __init__(self, config: WanConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         dim = config.dim
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch_size, config.patch_size)
         self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
@@ -157,8 +162,12 @@ class CausalWan(nn.Module):
         time, rows = self._embed_time(timestep)
         wide = torch.promote_types(tokens.dtype, torch.float32)
         turn = rope.rotation(first_frame, frames, height, width, self.config.head_dim, wide, x.device)
+        recompute = self.gradient_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self._blocks()):
-            tokens = block(tokens, rows, turn, text[layer], memory, layer)
+            if recompute:
+                tokens = checkpoint(block, tokens, rows, turn, text[layer], memory, layer, use_reentrant=False)
+            else:
+                tokens = block(tokens, rows, turn, text[layer], memory, layer)
         return self._unpatchify(self.head(tokens, time), frames, height, width)
 
     def _blocks(self) -> list[Block]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from astrolabe import flow
-from astrolabe.rollout.group import video_noise
 from astrolabe.rollout.stream import denoise_chunk, stream
+from astrolabe.rollout.videos import video_noise
 from astrolabe.types import per_frame
 from tests.conftest import LATENT, tiny_wan
 

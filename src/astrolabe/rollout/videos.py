@@ -1,4 +1,4 @@
-"""Group rollout: G candidates of every prompt, streamed side by side from independent noise (method, section 2)."""
+"""Whole videos, streamed side by side from independent noise: what evaluation looks at."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ from torch import Tensor
 
 from astrolabe.models.base import Generator
 from astrolabe.rollout.stream import NoiseSource, SeededNoise, stream
-from astrolabe.runtime.config import config, setting
-from astrolabe.types import Latents, Rollout, Video
-
-
-@config
-class RolloutSettings:
-    """What is generated in a step."""
-
-    prompts: int = setting("prompts in a step", ge=1)
-    group_size: int = setting("candidates of a prompt, which compete", ge=2)
-    frames: int = setting("length of a clip", unit="latent frames", ge=1)
-    micro_batch: int = setting("videos generated at once; changes memory and speed, not results", ge=1)
+from astrolabe.types import Latents, Video
 
 
 def video_noise(seed: int, videos: Sequence[int]) -> SeededNoise:
@@ -50,15 +39,3 @@ def generate_batches(
         parts.append(generate(generator, text[rows], frames, noise))
     latents, videos = zip(*parts, strict=True)
     return torch.cat(latents), torch.cat(videos)
-
-
-def group_rollout(
-    generator: Generator, prompts: Sequence[str], settings: RolloutSettings, rng: torch.Generator
-) -> Rollout:
-    """Candidates of every prompt under the policy in force; the clip is the whole video."""
-    text = generator.encode_text(prompts)
-    seed = int(torch.randint(2**62, (), generator=rng))
-    latents, video = generate_batches(
-        generator, text.repeat_interleave(settings.group_size, 0), settings.frames, seed, settings.micro_batch
-    )
-    return Rollout(tuple(prompts), settings.group_size, text, latents, video)
