@@ -287,3 +287,74 @@ def test_a_switch_trains_each_part_of_a_clip_under_its_own_prompt() -> None:
     ]  # fmt: skip
     expected = model.encode_text(["a cat", "a bird", "a dog", "a fish"])
     assert torch.equal(torch.cat([stretch.text for stretch in rollout.stretches]), expected)
+
+
+def test_behavior_is_forwarded_again_once_the_learner_has_moved() -> None:
+    model = tiny_world(tiny_stream(3, 9))
+    policies = policies_of(model, alike=True)
+    data = experience_of(model, policies, 6)
+    calls: list[str | None] = []
+    velocity = model.velocity_in_context
+
+    def counted(*args: Any) -> Tensor:
+        calls.append(policies.active)
+        return velocity(*args)
+
+    model.velocity_in_context = counted  # type: ignore[method-assign,assignment]
+    options = OptimizerSettings(lr=1e-2, micro_batch=3, minibatches=2)
+    algorithm = NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
+    update(model, policies, algorithm, data, make_optimizer(policies, options), options, 1e-2, torch.Generator())
+    assert calls == ["learner", "learner", "behavior"]
+
+
+@pytest.mark.parametrize("prompts", [PLAIN, SCRIPTS])
+def test_every_frame_of_every_sample_counts_alike(prompts: tuple[str, ...]) -> None:
+    """The reported loss is the plain mean over all elements, whatever stretches a clip has; each row keeps its own."""
+    model = tiny_world(tiny_stream(3, 9))
+    policies = policies_of(model)
+    data = experience_of(model, policies, 6, prompts=prompts)
+    rollout, algorithm = data.rollout, NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
+    options = OptimizerSettings(lr=1e-30, micro_batch=2)
+    metrics = update(model, policies, algorithm, data, make_optimizer(policies, options), options, 0.0,
+                     torch.Generator().manual_seed(5))  # fmt: skip
+    seeds = torch.randint(2**62, (6,), generator=torch.Generator().manual_seed(5)).tolist()
+    total = 0.0
+    for stretch in rollout.stretches:
+        for row in range(stretch.group * 3, stretch.group * 3 + 3):
+            clip, text = rollout.latents[row : row + 1], PromptText(model, policies, stretch.text)
+            forward = Forward(model, policies, stretch, text, clip[:, : stretch.end])
+            own = clip[:, stretch.first : stretch.end]
+            drawn = [(seeds[row] + stretch.first) % 2**62]
+            ((loss, _),) = algorithm.losses(forward, own, data.optimality[row : row + 1], drawn, 9)
+            total += loss.item() * own.shape[1] / 6
+    assert metrics["loss"] == pytest.approx(total / 6, rel=1e-6)
+
+
+def test_a_window_inside_a_video_is_trained_at_the_levels_of_later_chunks() -> None:
+    stream = replace(tiny_stream(3, 9), denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250))
+    model = tiny_world(stream)
+    policies = policies_of(model)
+    data = experience_of(model, policies, 6)
+    seen: set[float] = set()
+    velocity = model.velocity_in_context
+
+    def kept(noisy: Tensor, sigma: Tensor, *args: Any) -> Tensor:
+        seen.update(sigma.flatten().tolist())
+        return velocity(noisy, sigma, *args)
+
+    model.velocity_in_context = kept  # type: ignore[method-assign,assignment]
+    gradients(model, policies, data, 3, None)
+    assert seen == set(stream.levels_of(1).tolist())
+
+
+def test_gradient_checkpointing_runs_every_block_again() -> None:
+    model = tiny_world(tiny_stream(3, 9))
+    policies = policies_of(model)
+    data = experience_of(model, policies, 6)
+    runs: list[bool] = []
+    model.transformer.blocks[0].register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    gradients(model, policies, data, 3, None)
+    once = sum(runs)
+    runs.clear()
+    gradients(model, policies, data, 3, None, checkpointing=True)
+    assert sum(runs) == 2 * once

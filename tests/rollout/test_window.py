@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -92,6 +93,36 @@ def test_a_candidate_is_what_its_stream_would_have_become(stream: Any, prompts: 
         latents, pixels = alone(model, prompts[row // GROUP], start, row // GROUP, row)
         torch.testing.assert_close(rollout.latents[row], latents, rtol=0, atol=1e-9)
         torch.testing.assert_close(rollout.video(torch.tensor([row]))[0], pixels, rtol=0, atol=1e-9)
+
+
+def test_the_first_chunk_of_a_video_alone_has_steps_of_its_own() -> None:
+    stream = replace(tiny_stream(3, 9), denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250))
+    for start, steps in ((0, [4, 2, 2]), (6, [2, 2, 2])):
+        model = tiny_world(stream)
+        streams = windows_of(model, ("a cat",), start)
+        watch = Watching(model)
+        streams.candidates(7)
+        assert len(watch.seen) == sum(steps)
+    model = tiny_world(stream)
+    streams = windows_of(model, ("a cat || a dog",), 3)
+    watch = Watching(model)
+    streams.candidates(7)
+    assert len(watch.seen) == 2 + 2 + 4  # after a cut a video begins anew
+
+
+def test_candidates_are_made_under_the_policy_in_force_now() -> None:
+    """Text keys and values too: a history may be older than the policy, the prompt's are not."""
+    model = tiny_world(tiny_stream(3, 9))
+    streams = windows_of(model, ("a cat",), 6)
+    before = streams.candidates(7).latents
+    with torch.no_grad():
+        for block in model.transformer.blocks:
+            block.cross_attn.v.weight *= 1.5  # type: ignore[union-attr,operator]
+    fresh = model.condition(streams.tracks[0].texts[0])
+    after = streams.candidates(7).latents
+    assert not torch.allclose(after, before, atol=1e-6)
+    assert all(torch.equal(mine[1], other[1]) for mine, other in zip(streams.tracks[0].stream.condition, fresh,
+                                                                     strict=True))  # fmt: skip
 
 
 def test_candidates_only_read_the_streams() -> None:
