@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from astrolabe.models import attention as module
 from astrolabe.models.attention import Part, attend, attention, written_out
@@ -83,3 +84,13 @@ def test_groups_that_do_not_divide_are_refused() -> None:
     _, parts = draw(2, 1, [3], [True])
     with pytest.raises(ValueError, match="5 queries cannot share 2 rows"):
         attend(query, parts)
+
+
+def test_a_gpus_kernels_are_called_as_they_are_declared() -> None:
+    """Shapes and types alone, on tensors without numbers: this needs no GPU, and proves no value."""
+    with FakeTensorMode():
+        query, key = (torch.randn(2, 4, n, 128, device="cuda", dtype=torch.bfloat16) for n in (192, 100))
+        output, lse, rest = module._flash(query, key, key)
+        assert output.shape == query.shape and lse.shape == (2, 4, 192) and lse.dtype == torch.float32
+        found = module._flash_backward(output, query, key, key, output, lse, rest)
+        assert [gradient.shape for gradient in found] == [query.shape, key.shape, key.shape]

@@ -56,7 +56,7 @@ def attend(query: Heads, parts: Sequence[Part]) -> Heads:
         parts, own = [*(part for part in parts if len(part.key) < len(query)), together], [together]
     if len(parts) == len(own):
         return attention(query, own[0].key, own[0].value)
-    if query.device.type == "cpu" and sum(part.key.shape[1] for part in parts) > FEW_KEYS:
+    if _has_kernel(query) and (query.is_cuda or sum(part.key.shape[1] for part in parts) > FEW_KEYS):
         tensors = [tensor for part in parts for tensor in (part.key, part.value)]
         return _Merged.apply(query, *tensors)
     return written_out(query, parts)
@@ -88,19 +88,46 @@ def _unfold(x: Tensor, rows: int, count: int) -> Tensor:
     return x.unflatten(2, (rows // len(x), count)).transpose(1, 2).flatten(0, 1)
 
 
+def _has_kernel(query: Tensor) -> bool:
+    """Whether a flash kernel tells its log-sum-exp for tensors like this one."""
+    return query.device.type == "cpu" or (query.is_cuda and query.dtype in (torch.bfloat16, torch.float16))
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
+    """Output and log-sum-exp [b, heads, n] of [b, heads, n, d], and what the backward kernel asks for besides."""
+    if query.is_cuda:
+        output, lse, *rest, _ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+        return output, lse, tuple(rest)
+    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    return output, lse, ()
+
+
+def _flash_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, rest: tuple[Any, ...]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one part, given the output and log-sum-exp of all parts together."""
+    if query.is_cuda:
+        cum_q, cum_k, most_q, most_k, seed, offset = rest
+        return torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            gradient, query, key, value, output, lse, cum_q, cum_k, most_q, most_k, 0.0, False, seed, offset
+        )
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradient, query, key, value, output, lse, 0.0, False
+    )
+
+
 class _Merged(torch.autograd.Function):
-    """``attend`` by the flash kernel of the CPU, one call a part."""
+    """``attend`` by the device's flash kernel, one call a part."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, *tensors: Tensor) -> Tensor:
         rows, count = query.shape[:2]
-        outputs, sums = [], []
+        outputs, sums, ctx.rests = [], [], []
         for key, value in zip(tensors[::2], tensors[1::2], strict=True):
-            output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                _fold(query, len(key)), key.transpose(1, 2), value.transpose(1, 2)
-            )
+            output, lse, rest = _flash(_fold(query, len(key)), key.transpose(1, 2), value.transpose(1, 2))
             outputs.append(_unfold(output, rows, count))
-            sums.append(_unfold(lse[..., None], rows, count))
+            sums.append(_unfold(lse.unsqueeze(3), rows, count))
+            ctx.rests.append(rest)
         lse = torch.stack(sums).logsumexp(0)
         weighted = [output * (part - lse).exp().to(output.dtype) for output, part in zip(outputs, sums, strict=True)]
         merged = sum(weighted[1:], weighted[0]).transpose(1, 2)
@@ -112,11 +139,12 @@ class _Merged(torch.autograd.Function):
         query, merged, lse, *tensors = ctx.saved_tensors
         rows, count = query.shape[:2]
         total, others = torch.zeros_like(query), []
-        for key, value in zip(tensors[::2], tensors[1::2], strict=True):
+        for key, value, rest in zip(tensors[::2], tensors[1::2], ctx.rests, strict=True):
             shared = len(key)
-            for_query, for_key, for_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            sums = _fold(lse.transpose(1, 2), shared).squeeze(3).contiguous()
+            for_query, for_key, for_value = _flash_backward(
                 _fold(gradients[0], shared).contiguous(), _fold(query, shared), key.transpose(1, 2),
-                value.transpose(1, 2), _fold(merged, shared), _fold(lse.transpose(1, 2), shared).squeeze(3), 0.0, False,
+                value.transpose(1, 2), _fold(merged, shared), sums, rest,
             )  # fmt: skip
             total += _unfold(for_query, rows, count).transpose(1, 2)
             others += [for_key.transpose(1, 2), for_value.transpose(1, 2)]
