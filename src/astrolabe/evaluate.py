@@ -17,11 +17,12 @@ from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
 from astrolabe.experiment import ShapesSettings
 from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
-from astrolabe.runs import RunFolder, open_run, to_bytes
+from astrolabe.runs import RunFolder, open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed, write_whole
 from astrolabe.shapes.oracles import SHORTEST
+from astrolabe.types import to_frames
 
 SEEDS = (1001, 1002, 1003, 1004, 1005, 1006)
 LONG_SEEDS = (2001, 2002)
@@ -60,7 +61,7 @@ def evaluate(
         "frames": suite.frames,
         "measures": {m: asdict(compare(base.scores[m], aligned.scores[m])) for m in MEASURES},
     }
-    tensors = {"base": to_bytes(base.videos), "aligned": to_bytes(aligned.videos)}
+    tensors = {"base": to_frames(base.videos), "aligned": to_frames(aligned.videos)}
     if long:
         far = Suite(split, LONG_SEEDS, LONG * cfg.window.frames)
         far_base, far_aligned = both(generator, policies, far, batch, LONG_WINDOWS)
@@ -73,7 +74,7 @@ def evaluate(
                 for w in range(LONG_WINDOWS)
             ],
         }
-        tensors |= {"long_base": to_bytes(far_base.videos), "long_aligned": to_bytes(far_aligned.videos)}
+        tensors |= {"long_base": to_frames(far_base.videos), "long_aligned": to_frames(far_aligned.videos)}
     result["seconds"] = time.monotonic() - began
     name = "evaluation" if split == "test" else f"evaluation-{split}"
     with claimed(folder.path):

@@ -13,9 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from astrolabe.experiment import ModelSettings, TrainConfig, make_generator
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.policies import SLOTS, Policies
@@ -133,8 +130,3 @@ def open_run(folder: RunFolder, model: ModelSettings | None = None) -> tuple[Tra
 def make_policies(cfg: TrainConfig, generator: WanGenerator) -> Policies:
     """Fresh slots on the generator's transformer; the start is decided by the seed alone."""
     return Policies(generator.transformer, cfg.lora, rng_for(cfg.seed, 0, "adapter"))
-
-
-def to_bytes(video: Tensor) -> Tensor:
-    """Pixels in [0, 1] as uint8."""
-    return (video * 255).round().to(torch.uint8)

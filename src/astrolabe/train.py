@@ -30,7 +30,7 @@ from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.window import Windows
-from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter, to_bytes
+from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
@@ -38,7 +38,7 @@ from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
 from astrolabe.shapes.world import FPS
-from astrolabe.types import Experience, Metrics
+from astrolabe.types import Experience, Metrics, to_frames, to_video
 
 SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
 
@@ -232,13 +232,14 @@ def keep_group(path: Path, experience: Experience) -> None:
     order = experience.advantages[group * size : (group + 1) * size].argsort(descending=True) + group * size
     rows = order if size <= SHOWN else torch.cat((order[: SHOWN // 2], order[-SHOWN // 2 :]))
     rows = rows.sort().values
-    video = rollout.video(rows)
-    if video.shape[-2] > HEIGHT:
-        smaller = (HEIGHT, video.shape[4] * HEIGHT // video.shape[3] // 2 * 2)  # even, as H.264 wants it
-        video = torch.stack([functional.interpolate(one, smaller, mode="area") for one in video])
+    frames = rollout.clips(rows)
+    if frames.shape[-2] > HEIGHT:
+        smaller = (HEIGHT, frames.shape[4] * HEIGHT // frames.shape[3] // 2 * 2)  # even, as H.264 wants it
+        small = [functional.interpolate(to_video(one[None])[0], smaller, mode="area") for one in frames]
+        frames = to_frames(torch.stack(small))
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        "video": to_bytes(video).cpu(),
+        "video": frames,
         "scores": experience.scores.values[rows],
         "advantages": experience.advantages[rows],
     }

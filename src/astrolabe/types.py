@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
 Video = Float[Tensor, "b t 3 y x"]  # values in [0, 1]
+Frames = UInt8[Tensor, "b t 3 y x"]  # the same as a file holds it, 0 to 255, in the host's memory
 TextEmbeddings = Float[Tensor, "b n d"]
 Sigmas = Float[Tensor, "b f"]  # noise level of each latent frame, in [0, 1]
 PerSample = Float[Tensor, "b"]
@@ -43,14 +44,14 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Footage:
-    """Pixels of candidates ``rows`` while the prompts in ``captions`` were in force, and what they count.
+    """Frames of candidates ``rows`` while the prompts in ``captions`` were in force, and what they count.
 
     The ``share`` of all footage of a candidate adds up to one. ``clip`` tells a part of the clip from a longer piece,
     which begins before it.
     """
 
     rows: Int[Tensor, "n"]
-    video: Video
+    frames: Frames
     captions: tuple[str, ...]
     share: float
     clip: bool = True
@@ -69,11 +70,11 @@ class Rollout:
     footage: tuple[Footage, ...]
     stretches: tuple[Stretch, ...]
 
-    def video(self, rows: Int[Tensor, "n"]) -> Video:
+    def clips(self, rows: Int[Tensor, "n"]) -> Frames:
         """The clips of candidates of one prompt."""
         parts = [part for part in self.footage if part.clip and bool(torch.isin(rows, part.rows).all())]
         places = [(part.rows == rows[:, None]).int().argmax(1) for part in parts]
-        return torch.cat([part.video[place] for part, place in zip(parts, places, strict=True)], 1)
+        return torch.cat([part.frames[place] for part, place in zip(parts, places, strict=True)], 1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,16 @@ class Experience:
 
 
 Metrics = dict[str, float]
+
+
+def to_frames(video: Video) -> Frames:
+    """Pixels as bytes, in the host's memory."""
+    return (video * 255).round().to(torch.uint8).cpu()
+
+
+def to_video(frames: Frames) -> Video:
+    """The inverse of ``to_frames``, but for what rounding took."""
+    return frames.float() / 255
 
 
 def per_frame(sigma: Tensor | float, like: Latents) -> Sigmas:

@@ -15,7 +15,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
 from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene, render
-from astrolabe.types import Footage, Rollout
+from astrolabe.types import Footage, Rollout, to_frames, to_video
 
 RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
 
@@ -23,7 +23,7 @@ RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
 def rollout() -> Rollout:
     """Ground truth of a prompt, and of another in its place."""
     video = render([RED, BLUE], 45, torch.Generator().manual_seed(0))
-    footage = Footage(torch.arange(2), video, (caption(RED, 0),) * 2, 1.0)
+    footage = Footage(torch.arange(2), to_frames(video), (caption(RED, 0),) * 2, 1.0)
     return Rollout((caption(RED, 0),), 2, torch.zeros(2, 12, 16, 8, 8), (footage,), ())
 
 
@@ -47,17 +47,17 @@ def test_the_oracles_look_once_at_the_same_videos_and_again_at_others(monkeypatc
     rewards = [OracleReward(name, name, oracles) for name in ("joint", "colour", "shape")]
     before = score(rewards, given).values
     assert looks == [2]
-    video = given.footage[0].video
-    video[0].zero_()
+    given.footage[0].frames[0].zero_()
     after = score(rewards, given).values
     assert len(looks) == 2 and after[0].sum() == 0 and torch.equal(after[1], before[1])
+    video = to_video(given.footage[0].frames)
     rewards[0](video, [caption(BLUE, 0)] * 2)
     rewards[0](video.clone(), [caption(BLUE, 0)] * 2)
     assert len(looks) == 4
 
 
 def test_steadiness_is_the_opposite_of_flicker() -> None:
-    video = rollout().footage[0].video
+    video = to_video(rollout().footage[0].frames)
     flickering = video * (1 + 0.2 * (torch.arange(45) % 2)[None, :, None, None, None])
     reward = OracleReward("steadiness", "flicker", Oracles(), sign=-1.0)
     prompts = [caption(RED, 0), caption(BLUE, 0)]
@@ -65,7 +65,7 @@ def test_steadiness_is_the_opposite_of_flicker() -> None:
 
 
 def test_the_random_control_repeats_itself_and_knows_nothing() -> None:
-    video, prompts = rollout().footage[0].video, ["x", "y"]
+    video, prompts = to_video(rollout().footage[0].frames), ["x", "y"]
     assert torch.equal(RandomReward(0)(video, prompts), RandomReward(0)(video, prompts))
     assert RandomReward(0)(video, prompts)[0] != RandomReward(0)(video, prompts)[1]
 
@@ -98,3 +98,15 @@ def test_pixel_rewards_tell_motion_from_flicker_and_need_no_prompt() -> None:
     motion, steadiness = PixelMotion()(video, ["x"] * 3), PixelSteadiness()(video, ["x"] * 3)
     torch.testing.assert_close(motion, torch.tensor([0.0, 0.125, 0.2]))
     torch.testing.assert_close(steadiness, torch.tensor([0.0, 0.0, -0.2]))
+
+
+def test_the_score_of_a_clip_is_that_of_its_parts_each_under_its_own_prompt() -> None:
+    video = to_frames(render([RED, BLUE], 45, torch.Generator().manual_seed(0)))
+    motion = PixelMotion()
+    parts = (
+        Footage(torch.tensor([1, 0]), video.flip(0)[:, :9], ("x", "x"), 0.25),
+        Footage(torch.tensor([0, 1]), video[:, 9:], ("y", "y"), 0.75),
+    )
+    given = Rollout(("x",), 2, torch.zeros(2, 12, 16, 8, 8), parts, ())
+    expected = 0.25 * motion(to_video(video[:, :9]), ["x"] * 2) + 0.75 * motion(to_video(video[:, 9:]), ["y"] * 2)
+    torch.testing.assert_close(score([motion], given).values[:, 0], expected)

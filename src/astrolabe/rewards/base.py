@@ -8,7 +8,9 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import PerSample, Rollout, Scores, Video
+from astrolabe.types import PerSample, Rollout, Scores, Video, to_video
+
+AT_ONCE = 24  # videos that are floating-point numbers at the same time: all of a step would be gigabytes
 
 
 @runtime_checkable
@@ -34,13 +36,19 @@ def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
         )
     columns = torch.zeros(len(rollout.latents), len(rewards))
     for part in rollout.footage:
-        for place, reward in enumerate(rewards):
-            values = reward(part.video, part.captions)
-            if values.shape != (len(part.video),) or not bool(torch.isfinite(values).all()):
-                bad = int((~torch.isfinite(values)).sum())
-                raise UserError(
-                    f"reward {reward.name!r} returned shape {list(values.shape)} with {bad} non-finite values; "
-                    f"expected {len(part.video)} finite scores"
-                )
-            columns[part.rows, place] += part.share * values.float().cpu()
+        for some in torch.arange(len(part.rows)).split(AT_ONCE):
+            video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
+            for place, reward in enumerate(rewards):
+                columns[part.rows[some], place] += part.share * judged(reward, video, captions)
     return Scores(tuple(reward.name for reward in rewards), columns)
+
+
+def judged(reward: Reward, video: Video, captions: Sequence[str]) -> PerSample:
+    """The scores of some videos; UserError when they are not one finite number each."""
+    values = reward(video, captions)
+    if values.shape != (len(video),) or not bool(torch.isfinite(values).all()):
+        raise UserError(
+            f"reward {reward.name!r} returned shape {list(values.shape)} with {int((~torch.isfinite(values)).sum())} "
+            f"non-finite values; expected {len(video)} finite scores"
+        )
+    return values.float().cpu()

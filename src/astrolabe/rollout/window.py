@@ -24,7 +24,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.stream import denoise_chunk
-from astrolabe.types import Footage, Latents, Rollout, Stretch, TextEmbeddings, Video
+from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Video, to_frames
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Track:
     texts: list[TextEmbeddings]  # of every shot, a row a prompt
     stream: VideoStream
     shot: int = 0  # in force
-    shown: list[Tensor] = field(default_factory=list)  # pixels of the shot in force so far, bytes, if they are judged
+    shown: list[Tensor] = field(default_factory=list)  # frames of the shot in force so far, if they are judged
 
     @property
     def frames(self) -> int:
@@ -84,7 +84,7 @@ class Track:
     def show(self, video: Video | None, keep: bool) -> None:
         """Keep pixels of the shot in force."""
         if keep and video is not None:
-            self.shown.append((video * 255).round().byte().cpu())
+            self.shown.append(to_frames(video))
 
 
 class Windows:
@@ -158,8 +158,8 @@ class Windows:
 
     def _side_by_side(
         self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise
-    ) -> tuple[Latents, list[Video]]:
-        """``width`` candidates of every prompt of a track, in step: their latents, and the pixels of every piece."""
+    ) -> tuple[Latents, list[Frames]]:
+        """``width`` candidates of every prompt of a track, in step: their latents, and the frames of every piece."""
         generator, stream = self.generator, track.stream
         rows = torch.arange(len(track.groups), device=generator.device).repeat_interleave(width)
         cache, condition = generator.new_candidates(stream.cache, width, pieces[0].end), stream.condition
@@ -185,7 +185,7 @@ class Windows:
                     generator.commit(chunk, condition, cache)
                 video, state = generator.decode(chunk, state)
                 clean.append(chunk)
-                pixels.append(video.cpu())
+                pixels.append(to_frames(video))
             videos.append(torch.cat(pixels, 1))
         return torch.cat(clean, 1), videos
 
@@ -204,16 +204,16 @@ class Windows:
         text = track.texts[piece.shot][place : place + 1]
         return track.stream.branch(rows, before, text, piece.since is not None).cache
 
-    def _footage(self, track: Track, piece: Piece, rows: Tensor, video: Video) -> Iterator[Footage]:
+    def _footage(self, track: Track, piece: Piece, rows: Tensor, frames: Frames) -> Iterator[Footage]:
         """What is judged of a piece: its own pixels, and those of its shot so far, as ``credit`` divides it."""
         size, credit = self.rollout.group_size, self.window.credit
         share = (piece.end - piece.first) / self.window.frames
         captions = tuple(prompt for prompt in track.captions(piece.shot) for _ in range(size))
         before = track.shown if piece.first == 0 else []
-        yield Footage(rows, video, captions, share * (1 - credit if before else 1.0))
+        yield Footage(rows, frames, captions, share * (1 - credit if before else 1.0))
         if before:
-            past = torch.cat(before, 1).to(video).div_(255).repeat_interleave(size, 0)
-            yield Footage(rows, torch.cat([past, video], 1), captions, share * credit, clip=False)
+            past = torch.cat(before, 1).repeat_interleave(size, 0)
+            yield Footage(rows, torch.cat([past, frames], 1), captions, share * credit, clip=False)
 
     def go_on(self, latents: Latents, chosen: Sequence[int]) -> None:
         """Commit candidate ``chosen[i]`` of every prompt i, under the policy in force: it becomes history."""
