@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rollout.live import PlacedNoise, VideoStream
+from benchmarks.measuring import GIVE_BACK, resident
 from benchmarks.provenance import write_result
 
 SIZES = {
@@ -39,7 +39,6 @@ SIZES = {
     "14B": (WAN_14B, (16, 60, 104), 96),
 }
 LENGTHS = (21, 84, 336, 1344, 4098)
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
 RESULT = Path("benchmarks/results/generation.json")
 
 
@@ -88,12 +87,6 @@ def one(args: argparse.Namespace, frames: int) -> dict[str, Any]:
         "peak_bytes": peak,
         "cache_bytes": stream.cache.nbytes,
     }
-
-
-def resident() -> int:
-    """Bytes that the process holds now."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def main() -> None:
