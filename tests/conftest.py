@@ -63,6 +63,9 @@ class CarryingCodec:
             frames += [before[:, :3].sigmoid()] * (1 if state is None and index == 0 else 4)
         return torch.stack(frames, 1), before
 
+    def to(self, device: torch.device | str) -> CarryingCodec:
+        return self
+
     def select(self, state: Tensor, rows: Tensor) -> Tensor:
         return state[rows]
 

@@ -13,10 +13,10 @@ from astrolabe.shapes.captions import WORDINGS, parse, split
 from astrolabe.shapes.world import MOTIONS
 
 
-@pytest.mark.parametrize(("name", "motions"), [("train", set(MOTIONS)), ("practice", {"bounce", "pulse"})])
-def test_the_embedded_lists_show_their_training_scenes_in_every_wording_once(name: str, motions: set[str]) -> None:
+@pytest.mark.parametrize(("name", "words"), [("train", {*MOTIONS}), ("practice", {"bounce", "pulse", "cross"})])
+def test_the_embedded_lists_show_their_training_scenes_in_every_wording_once(name: str, words: set[str]) -> None:
     prompts = make_prompts(replace(shapes(), prompts=name)).prompts
-    wanted = {scene for scene in split("train") if scene.motion in motions}
+    wanted = {scene for scene in split("train") if words & {scene.motion, scene.shape}}
     assert {parse(prompt) for prompt in prompts} == wanted
     assert len(prompts) == len(set(prompts)) == len(wanted) * WORDINGS
 

@@ -24,7 +24,7 @@ RANKS = {
     **dict.fromkeys(["rollout", "rl"], 5),
     **dict.fromkeys(["evaluation", "experiment"], 6),
     **dict.fromkeys(["pretrain", "runs"], 7),
-    **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor"], 8),
+    **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 8),
     **dict.fromkeys(["recipes"], 9),
     **dict.fromkeys(["cli"], 10),
     **dict.fromkeys(["__main__"], 11),

@@ -27,7 +27,7 @@ from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import STREAM, load_shapes_model
 from astrolabe.shapes.world import FPS
 
-HARD_MOTIONS = ("bounce", "pulse")
+HARD = ("bounce", "pulse", "cross")  # words of the scenes that the embedded model gets wrong most
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
                      "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "random"]  # fmt: skip
 # All other rewards know the shapes world alone.
@@ -84,7 +84,7 @@ class TrainConfig:
     model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
     prompts: str = setting(
         "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world; `practice`: "
-        "those of the two motions that the embedded model finds hard, bounce and pulse"
+        "those with what the embedded model finds hard, bounces, pulses and crosses"
     )
     rollout: RolloutSettings
     window: WindowSettings
@@ -174,7 +174,7 @@ def make_prompts(cfg: TrainConfig) -> PromptList:
     elif cfg.prompts in ("train", "practice"):
         scenes = split("train")
         if cfg.prompts == "practice":
-            scenes = tuple(scene for scene in scenes if scene.motion in HARD_MOTIONS)
+            scenes = tuple(scene for scene in scenes if scene.motion in HARD or scene.shape in HARD)
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
     else:
         texts = read_prompts(cfg.prompts)

@@ -189,6 +189,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 keep_group(out / "samples" / f"step_{step:06d}.safetensors", experience)
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
+            del experience  # its frames: the next step makes its own
             if interrupt.requested:
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 

@@ -79,7 +79,7 @@ class RollingCache:
         """Write the chunk at its slots and attend to everything visible (``visibility.Memory``)."""
         frames = key.shape[1] // self.frame_tokens
         end = self.frames + frames
-        self._make_room(end)
+        self.make_room(end)
         self._move_sink(layer, end + self.skipped)
         parts = self._slots_of(self.frames, end)
         if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
@@ -105,7 +105,7 @@ class RollingCache:
     def restore(self, parts: Mapping[str, Tensor]) -> None:
         """Take over what ``tensors`` of a cache of the same model and batch gave."""
         self.frames, self.skipped, *self.sink_moved = parts["cache.place"].tolist()
-        self._make_room(self.frames)
+        self.make_room(self.frames)
         for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
             held = parts[f"cache.keys.{layer}"]
             keys[:, : held.shape[1]] = held
@@ -184,7 +184,7 @@ class RollingCache:
                 self.keys[layer][:, : kept.shape[1]] = rope.shift(kept, moved)
             self.sink_moved[layer] = moved
 
-    def _make_room(self, end: int) -> None:
+    def make_room(self, end: int) -> None:
         """Room for what is expected, at first use; then twice as much, up to the window if there is one."""
         limit = self.stream.window_frames
         if end <= self.slots or self.slots == limit:

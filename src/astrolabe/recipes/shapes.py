@@ -16,7 +16,7 @@ def shapes() -> TrainConfig:
     """Align the embedded model in a few minutes on two cores: what ``astrolabe demo`` runs."""
     return TrainConfig(
         seed=0,
-        steps=48,
+        steps=52,
         model=ShapesSettings(),
         prompts="practice",
         rollout=RolloutSettings(prompts=6, group_size=12, micro_batch=6),

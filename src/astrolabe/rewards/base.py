@@ -10,7 +10,7 @@ import torch
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import PerSample, Rollout, Scores, Video, to_video
 
-AT_ONCE = 24  # videos that are floating-point numbers at the same time: all of a step would be gigabytes
+FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
 
 
 @runtime_checkable
@@ -36,11 +36,16 @@ def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
         )
     columns = torch.zeros(len(rollout.latents), len(rewards))
     for part in rollout.footage:
-        for some in torch.arange(len(part.rows)).split(AT_ONCE):
+        for some in torch.arange(len(part.rows)).split(at_once(part.frames[0].numel())):
             video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
             for place, reward in enumerate(rewards):
                 columns[part.rows[some], place] += part.share * judged(reward, video, captions)
     return Scores(tuple(reward.name for reward in rewards), columns)
+
+
+def at_once(pixels: int) -> int:
+    """How many videos of so many numbers each are judged at a time."""
+    return max(1, min(24, FLOATS_AT_ONCE // pixels))
 
 
 def judged(reward: Reward, video: Video, captions: Sequence[str]) -> PerSample:

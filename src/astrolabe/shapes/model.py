@@ -51,8 +51,12 @@ def load_shapes_model(dtype: torch.dtype = torch.float32, folder: Path = SHIPPED
     for name in ("transformer", "codec"):
         weights |= load_tensors(folder / f"{name}.safetensors")[0]
     model = build(weights, dtype)
-    for block in model.transformer.blocks:
-        for layer in block.modules():
-            if isinstance(layer, nn.Linear):
-                layer.to(dtype)  # as autocast would at every call
+    keep_linears_in(model.transformer, dtype)
     return model
+
+
+def keep_linears_in(transformer: CausalWan, dtype: torch.dtype) -> None:
+    """Cast the linear layers of the blocks once, as autocast would at every call."""
+    for layer in transformer.blocks.modules():
+        if isinstance(layer, nn.Linear):
+            layer.to(dtype)

@@ -36,6 +36,8 @@ class Decoder(Protocol):
 
     def decode(self, latents: Latents, state: Any = None) -> tuple[Video, Any]: ...
 
+    def to(self, device: torch.device | str) -> Any: ...
+
     def select(self, state: Any, rows: Tensor) -> Any: ...
 
     def pack(self, state: Any) -> dict[str, Tensor]: ...
@@ -148,7 +150,7 @@ class WanGenerator:
 
     def move_decoder(self, device: torch.device | str) -> None:
         """Keep the decoder on ``device`` while nothing is decoded; states of streams stay where they are."""
-        if isinstance(self.codec, torch.nn.Module):
+        if self.codec is not None:
             self.codec.to(device)
 
     def decoder_select(self, state: Any, rows: Tensor) -> Any:

@@ -77,6 +77,12 @@ class WanVAE:
         self.mean = torch.tensor(vae.config.latents_mean, device=weight.device, dtype=weight.dtype).view(shape)
         self.std = torch.tensor(vae.config.latents_std, device=weight.device, dtype=weight.dtype).view(shape)
 
+    def to(self, device: torch.device | str) -> WanVAE:
+        """Move the weights; states of streams stay where they are."""
+        self.vae.to(device)
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        return self
+
     @torch.no_grad()
     def decode(self, latents: Latents, state: StreamState | None = None) -> tuple[Video, StreamState]:
         """Pixels [b, t, 3, y, x] and the state to continue from: chunk by chunk gives what all at once gives.

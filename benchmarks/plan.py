@@ -1,0 +1,187 @@
+"""``python -m benchmarks.plan``: what ``astrolabe plan`` predicts of memory and time, beside what a real step takes.
+
+Each configuration runs in a process of its own, twice: once for what the libraries keep for themselves (code, kernels
+made for a size), then from the beginning, two training steps, the second of which is measured, from before its model
+was made. The reward is the one that compares neighbouring frames. Sizes: the embedded model, and a causal Wan of
+random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from astrolabe.data.scripts import parse_script
+from astrolabe.experiment import RewardSettings, TrainConfig, make_algorithm
+from astrolabe.models.wan.config import StreamConfig, WanConfig
+from astrolabe.models.wan.generator import WanGenerator
+from astrolabe.models.wan.vae import WanVAE
+from astrolabe.plan import decoder_of, empty_generator, hollow, make_plan, measured_speed
+from astrolabe.recipes.shapes import shapes
+from astrolabe.rewards.base import score
+from astrolabe.rewards.pixels import PixelMotion
+from astrolabe.rl.advantages import optimality
+from astrolabe.rl.policies import LoraSettings, Policies
+from astrolabe.rl.update import make_optimizer, update
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.rollout.window import Windows
+from astrolabe.runtime.config import override
+from astrolabe.shapes.world import FPS
+from astrolabe.types import Experience, Scores
+from benchmarks.measuring import GIVE_BACK, peak_of_process, reset_peak, resident
+from benchmarks.provenance import write_result
+
+RESULT = Path("benchmarks/results/plan.json")
+MIDDLE = WanConfig(dim=512, ffn_dim=2048, num_heads=4, num_layers=10, freq_dim=256, text_dim=512)
+MIDDLE_STREAM = StreamConfig(3, 12, 3, "relative", 5.0, (1000, 750, 500, 250))
+MIDDLE_SHAPE, WORDS, VAE_WIDTH = (16, 12, 16), 64, 8
+
+
+def middle(cfg: TrainConfig) -> WanGenerator:
+    """A causal Wan of 50 M parameters that makes 96 x 128 pixels."""
+    vae = WanVAE(AutoencoderKLWan(base_dim=VAE_WIDTH).requires_grad_(False))
+    return empty_generator(MIDDLE, MIDDLE_STREAM, MIDDLE_SHAPE, WORDS, vae, torch.float32)
+
+
+def configurations() -> dict[str, tuple[TrainConfig, Any]]:
+    """What is compared: the configuration, and what makes its generator."""
+    small = replace(shapes(), rewards=(RewardSettings(name="pixel_motion"),))
+    far = replace(small, window=WindowSettings(frames=12, start="choices", choices=(48,), video_frames=60))
+    large = replace(
+        small,
+        rollout=RolloutSettings(prompts=1, group_size=4, micro_batch=4),
+        window=WindowSettings(frames=12, start="choices", choices=(21,), video_frames=33),
+        lora=LoraSettings(rank=32, alpha=32.0),
+        optimizer=replace(small.optimizer, minibatches=1, share=1.0, micro_batch=1),
+    )
+    several = override(large, {"rollout.prompts": "2", "rollout.group_size": "6", "rollout.micro_batch": "2"})
+    return {
+        "embedded, the demo's recipe": (small, hollow),
+        "embedded, all candidates at once": (
+            override(small, {"rollout.micro_batch": "12", "optimizer.share": "1.0"}), hollow),
+        "embedded, behind 48 frames, blocks run again": (
+            override(far, {"optimizer.gradient_checkpointing": "true"}), hollow),
+        "embedded, behind 48 frames, a chunk at a time": (override(far, {"optimizer.chunks": "1"}), hollow),
+        "50 M, one sample at a time": (large, middle),
+        "50 M, two samples, blocks run again": (
+            override(large, {"optimizer.micro_batch": "2", "optimizer.gradient_checkpointing": "true"}), middle),
+        "50 M, a chunk at a time, rank 128": (
+            override(large, {"optimizer.chunks": "1", "lora.rank": "128"}), middle),
+        "50 M, two prompts": (several, middle),
+    }  # fmt: skip
+
+
+def real(cfg: TrainConfig, build: Any) -> tuple[WanGenerator, Policies]:
+    """The generator with numbers."""
+    with torch.device("meta"):
+        generator = build(cfg)
+    policies = Policies(generator.transformer, cfg.lora, torch.Generator())
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in (generator.transformer, decoder_of(generator)):
+            module.to_empty(device="cpu")
+            for parameter in module.parameters():
+                parameter.normal_(std=0.02, generator=rng)
+    if isinstance(generator.codec, WanVAE):
+        generator.codec = WanVAE(generator.codec.vae)
+    return generator, policies
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Real steps; the peak of the last beyond what was held before its model, and its seconds."""
+    cfg, build = configurations()[name]
+    two_steps(cfg, build)
+    gc.collect()
+    before = resident()
+    seconds = two_steps(cfg, build)
+    names = ("history", "rollout and decode", "judging", "update")
+    return {
+        "measured_bytes": peak_of_process() - before,
+        "libraries_bytes": before,
+        "measured_seconds": dict(zip(names, seconds, strict=True)),
+    }
+
+
+def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
+    """Two real steps; the seconds of the second."""
+    generator, policies = real(cfg, build)
+    generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
+    algorithm, optimizer = make_algorithm(cfg), make_optimizer(policies, cfg.optimizer)
+    windows = Windows(generator, cfg.rollout, cfg.window, FPS)
+    prompts = [f"a red circle moving left{'.' * i}" for i in range(cfg.rollout.prompts)]
+    for step in range(2):
+        reset_peak()
+        clock = [time.monotonic()]
+        with policies.using("behavior"):
+            start = cfg.window.start_of(cfg.seed, step, generator.stream.chunk_frames)
+            windows.begin(prompts, [parse_script(line) for line in prompts], step, start)
+            clock.append(time.monotonic())
+            rollout = windows.candidates(step)
+        clock.append(time.monotonic())
+        score([PixelMotion()], rollout)
+        clock.append(time.monotonic())
+        # Credit at random: weights at random make videos that are all alike.
+        credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))
+        scores = Scores(("credit",), credit[:, None])
+        experience = Experience(rollout, scores, credit, optimality(credit, cfg.algorithm.a_max))
+        update(generator, policies, algorithm, experience, optimizer, cfg.optimizer, cfg.optimizer.lr,
+               torch.Generator().manual_seed(step))  # fmt: skip
+        clock.append(time.monotonic())
+        del rollout, experience
+    return [round(end - begin, 2) for begin, end in pairwise(clock)]
+
+
+def compare(name: str) -> dict[str, Any]:
+    """Prediction and measurement of one configuration."""
+    cfg, build = configurations()[name]
+    plan = make_plan(cfg, build)
+    predicted = plan.total(on_host=True)
+    child = subprocess.run(
+        [sys.executable, "-m", "benchmarks.plan", "--alone", name], env=os.environ | GIVE_BACK,
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found = json.loads(child.stdout.splitlines()[-1])
+    seconds = plan.seconds(measured_speed(cfg))
+    return {
+        "configuration": name, "predicted_bytes": predicted, **found,
+        "error": round(predicted / found["measured_bytes"] - 1, 4),
+        "predicted_seconds": {phase: round(value, 2) for phase, value in seconds.items()},
+        "held": plan.held, "phases": {phase: value.bytes for phase, value in plan.phases.items()},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Every configuration, then the JSON."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
+    parser.add_argument("--only", type=int, help="one of them, by its number")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.alone:
+        print("\n" + json.dumps(measure(args.alone)))
+        return
+    rows = []
+    for number, name in enumerate(configurations()):
+        if args.only in (None, number):
+            rows.append(compare(name))
+            row = rows[-1]
+            print(f"{name:48} {row['predicted_bytes'] / 1e6:8.0f} MB predicted  {row['measured_bytes'] / 1e6:8.0f} MB "
+                  f"measured  {row['error']:+.1%}", flush=True)  # fmt: skip
+    if args.only is None:
+        worst = max(abs(row["error"]) for row in rows)
+        write_result(RESULT, "python -m benchmarks.plan", {"worst_error": worst, "configurations": rows})
+
+
+if __name__ == "__main__":
+    main()
