@@ -19,14 +19,23 @@ from rich.table import Column, Table
 from astrolabe import __version__
 from astrolabe.data.prompts import read_prompts
 from astrolabe.data.scripts import parse_script, read_script
-from astrolabe.doctor import examine
+from astrolabe.doctor import examine, size
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
-from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_settings, resolved
+from astrolabe.experiment import (
+    ModelChoice,
+    ModelSettings,
+    TrainConfig,
+    check_windows,
+    make_algorithm,
+    model_settings,
+    resolved,
+)
 from astrolabe.export import Format, export
 from astrolabe.generate import Job, embed_with_bar, generate
 from astrolabe.models.opening import ReleasedSettings
 from astrolabe.models.released import table as released_table
+from astrolabe.plan import DEVICES, knobs_that_help, make_plan, target
 from astrolabe.recipes import RECIPES
 from astrolabe.report.page import write_report
 from astrolabe.runs import RunFolder
@@ -117,6 +126,10 @@ def add_model_commands(commands: Any) -> None:
     checking.add_argument("recipe", nargs="?", help="a recipe's name or a config.yaml; its fields may follow")
     checking.add_argument("--out", type=Path, help="where the run would go (default: runs/RECIPE)")
 
+    planning = commands.add_parser("plan", help="the memory and time that a step of a recipe takes", allow_abbrev=False)
+    planning.add_argument("recipe", help="a recipe's name or a config.yaml; its fields may follow")
+    planning.add_argument("--device", help=f"for which device (default: this machine's): {', '.join(DEVICES)}")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The console script: exit code 0, 2 for a user's mistake (one line), 130 for Ctrl-C."""
@@ -146,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(argv: list[str]) -> None:
     """Dispatch one command."""
     args, rest = build_parser().parse_known_args(argv)
-    if rest and args.command not in ("train", "generate", "embed", "export", "doctor"):
+    if rest and args.command not in ("train", "generate", "embed", "export", "doctor", "plan"):
         raise UserError(f"unknown argument {rest[0]!r}; `astrolabe {args.command} --help` shows what is accepted")
     if args.command == "demo":
         demo(args.out)
@@ -163,6 +176,8 @@ def run(argv: list[str]) -> None:
         print(export(args.adapter, args.format, args.out, model, args.dtype))
     elif args.command == "doctor":
         command_doctor(args.recipe, args.out, rest)
+    elif args.command == "plan":
+        command_plan(args.recipe, args.device, rest)
     elif args.command == "evaluate":
         show_evaluation(evaluate(RunFolder(args.run), args.split, long=not args.no_long))
     else:
@@ -240,6 +255,35 @@ def command_doctor(recipe: str | None, out: Path | None, rest: Sequence[str]) ->
     if ill:
         print(f"{ill} thing{'s' * (ill > 1)} to mend")
         sys.exit(1)
+
+
+def command_plan(recipe: str, device: str | None, rest: Sequence[str]) -> None:
+    """``astrolabe plan RECIPE``: exit code 1 when a step does not fit."""
+    cfg = override(resolve(recipe), parse_overrides(rest))
+    check_windows(cfg, None, make_algorithm(cfg))
+    name, budget, speed, on_host = target(device, cfg)
+    plan = make_plan(cfg)
+    table = Table(title=f"a step of {recipe} on {name}")
+    for heading in ("", "memory", "seconds"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for part, count in plan.held.items():
+        table.add_row(f"held: {part}", size(count), "")
+    seconds = plan.seconds(speed)
+    for part, phase in plan.phases.items():
+        table.add_row(f"peak: {part}", size(phase.bytes), f"{seconds[part]:.1f}")
+    table.add_row("frames of all candidates, in the host's memory", size(plan.frames), "")
+    needed = plan.total(on_host)
+    table.add_row("[bold]in all", f"[bold]{size(needed)}", f"[bold]{sum(seconds.values()):.1f}")
+    Console().print(table)
+    print(f"{size(budget)} are there; seconds are of arithmetic alone: scoring, reading and waiting come on top")
+    if needed <= budget:
+        return
+    print(f"{size(needed - budget)} too much. In this order, until it fits:")
+    for flag, less in knobs_that_help(cfg, budget, on_host):
+        needed = less
+        print(f"  {flag:42} {size(less)}")
+    print("then it fits" if needed <= budget else "and still it does not: a smaller model, video or window is left")
+    sys.exit(1)
 
 
 def resolve(recipe: str) -> TrainConfig:

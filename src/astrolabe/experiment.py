@@ -190,17 +190,16 @@ def make_algorithm(cfg: TrainConfig) -> NFT:
     return NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
 
 
-def check_windows(cfg: TrainConfig, prompts: PromptList, algorithm: NFT) -> None:
-    """UserError unless windows and scripts fall on whole chunks, lie in their video, and have the levels asked for.
-
-    Nothing needs to be loaded for that.
+def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: NFT) -> None:
+    """UserError unless windows, and scripts if there are any, fall on whole chunks, lie in their video, and have the
+    levels asked for. Nothing needs to be loaded for that.
     """
     stream, window = cfg.model.stream, cfg.window
     window.check(stream)
     chunk = stream.chunk_frames
     algorithm.level_table(stream, 1 + (window.length - 1) // chunk)
     seconds = (4 * window.length - 3) / FPS
-    for line in dict.fromkeys(prompts.prompts):
+    for line in dict.fromkeys(prompts.prompts if prompts else ()):
         script = parse_script(line)
         plan(script, seconds, FPS, chunk)
         if len(script) > 1 and stream.sink_frames % chunk and any(shot.enter == "switch" for shot in script[1:]):

@@ -54,8 +54,9 @@ RESERVE = 1.5e9  # bytes of a GPU for its context, its kernels and the gaps betw
 WAN_VAE_WIDTH, WAN_WORDS = 96, 512
 # In the order in which they cost least speed.
 KNOBS = (
-    ("optimizer.gradient_checkpointing", "true"), ("offload", "true"), ("rollout.micro_batch", "1"),
-    ("optimizer.micro_batch", "1"), ("optimizer.chunks", "1"), ("lora.rank", "64"), ("rollout.prompts", "1"),
+    ("optimizer.gradient_checkpointing", "true"), ("offload", "true"), ("model.vae_tile", "32"),
+    ("rollout.micro_batch", "1"), ("optimizer.micro_batch", "1"), ("optimizer.chunks", "1"), ("rollout.prompts", "1"),
+    ("lora.rank", "64"),
 )  # fmt: skip
 
 
@@ -150,8 +151,10 @@ def hollow(cfg: TrainConfig) -> WanGenerator:
     dtype = torch_dtype(settings.dtype, "cpu" if settings.dtype != "auto" else settings.place)
     if isinstance(settings, ReleasedSettings):
         wan = released(settings.name).wan
-        vae = WanVAE(AutoencoderKLWan(base_dim=WAN_VAE_WIDTH).to(dtype).requires_grad_(False), settings.vae_tile)
-        return empty_generator(wan, settings.stream, settings.latent_shape, WAN_WORDS, vae, dtype)
+        vae = AutoencoderKLWan(base_dim=WAN_VAE_WIDTH).requires_grad_(False)
+        torch.nn.Module.to(vae, dtype)  # its own ``to`` warns of weights that no Wan has
+        codec = WanVAE(vae, settings.vae_tile)
+        return empty_generator(wan, settings.stream, settings.latent_shape, WAN_WORDS, codec, dtype)
     model = empty_generator(
         WAN, STREAM, LATENT_SHAPE, TextEncoder().text_len, Codec().requires_grad_(False), torch.float32
     )
@@ -331,13 +334,16 @@ def play_update(
 
 def knobs_that_help(cfg: TrainConfig, budget: float, on_host: bool) -> Iterator[tuple[str, int]]:
     """Settings that lower the need, turned one after another until it fits: (``--field value``, bytes)."""
+    least = make_plan(cfg).total(on_host)
     for name, value in KNOBS:
+        if name == "model.vae_tile" and not isinstance(cfg.model, ReleasedSettings):
+            continue
         turned = override(cfg, {name: value} | ({"optimizer.minibatches": "1"} if name == "rollout.prompts" else {}))
         if turned == cfg or (name == "lora.rank" and cfg.lora.rank <= int(value)):
             continue
         needed = make_plan(turned).total(on_host)
-        if needed < make_plan(cfg).total(on_host):
-            cfg = turned
+        if needed < least:
+            cfg, least = turned, needed
             yield f"--{name} {value}", needed
         if needed <= budget:
             return
