@@ -6,10 +6,10 @@ BIN    := $(VENV)/bin
 MYPY   := src tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes evidence bench lint clean
+.PHONY: help demo test shapes evidence bench bench-streaming lint clean
 
 help: ## this page
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed ## align the embedded model on this machine and write a report
 	$(BIN)/astrolabe demo
@@ -22,6 +22,12 @@ shapes: $(VENV)/.installed ## train the embedded shapes model again, from nothin
 
 evidence: $(VENV)/.installed ## measure again what the README claims
 	$(BIN)/python -m benchmarks.evidence
+
+bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; plans against measurements (an hour)
+	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.cells
+	$(BIN)/python -m benchmarks.plots
 
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading

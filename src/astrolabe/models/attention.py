@@ -22,7 +22,9 @@ from torch.nn import functional as F
 
 Heads = Float[Tensor, "b n heads head_dim"]
 Keys = Float[Tensor, "b keys heads head_dim"]
-FEW_KEYS = 1024  # up to here a CPU is faster without the fused kernel: 1.5x forward, 5 to 10x backward in bfloat16
+# Up to here a CPU is faster without the fused kernel: 1.5x forward on one part, 5 to 10x backward in bfloat16. Forward on
+# several parts it is slower by 3x.
+FEW_KEYS = 1024
 
 
 def attention(query: Heads, key: Keys, value: Keys) -> Heads:
@@ -56,8 +58,10 @@ def attend(query: Heads, parts: Sequence[Part]) -> Heads:
         parts, own = [*(part for part in parts if len(part.key) < len(query)), together], [together]
     if len(parts) == len(own):
         return attention(query, own[0].key, own[0].value)
-    if _has_kernel(query) and (query.is_cuda or sum(part.key.shape[1] for part in parts) > FEW_KEYS):
-        tensors = [tensor for part in parts for tensor in (part.key, part.value)]
+    tensors = [tensor for part in parts for tensor in (part.key, part.value)]
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, *tensors))
+    small = sum(part.key.shape[1] for part in parts) <= FEW_KEYS and (learns or len(parts) == 1)
+    if _has_kernel(query) and (query.is_cuda or not small):
         return _Merged.apply(query, *tensors)
     return written_out(query, parts)
 

@@ -45,7 +45,7 @@ def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
 
 def at_once(pixels: int) -> int:
     """How many videos of so many numbers each are judged at a time."""
-    return max(1, min(24, FLOATS_AT_ONCE // pixels))
+    return max(1, min(8, FLOATS_AT_ONCE // pixels))
 
 
 def judged(reward: Reward, video: Video, captions: Sequence[str]) -> PerSample:
