@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 Heads = Float[Tensor, "b n heads head_dim"]
 Keys = Float[Tensor, "b keys heads head_dim"]
-# Up to here a CPU is faster without the fused kernel: 1.5x forward on one part, 5 to 10x backward in bfloat16. Forward on
-# several parts it is slower by 3x.
+# Keys up to which a CPU is faster without the fused kernel: 1.5x forward on one part, 5 to 10x backward in bfloat16.
+# Forward on several parts, without a backward to come, the kernel is faster by 3x from the start.
 FEW_KEYS = 1024
 
 
