@@ -57,7 +57,9 @@ def middle(cfg: TrainConfig) -> WanGenerator:
 
 def configurations() -> dict[str, tuple[TrainConfig, Any]]:
     """What is compared: the configuration, and what makes its generator."""
-    small = replace(shapes(), rewards=(RewardSettings(name="pixel_motion"),))
+    demo = shapes()
+    # With a share of the samples, how full a micro-batch gets is decided by the scores; a plan counts full ones.
+    small = replace(demo, rewards=(RewardSettings(name="pixel_motion"),), optimizer=replace(demo.optimizer, share=1.0))
     far = replace(small, window=WindowSettings(frames=12, start="choices", choices=(48,), video_frames=60))
     large = replace(
         small,
@@ -67,9 +69,8 @@ def configurations() -> dict[str, tuple[TrainConfig, Any]]:
         optimizer=replace(small.optimizer, minibatches=1, share=1.0, micro_batch=1),
     )
     return {
-        "embedded, the demo's recipe": (small, hollow),
-        "embedded, all candidates at once": (
-            override(small, {"rollout.micro_batch": "12", "optimizer.share": "1.0"}), hollow),
+        "embedded, the demo's recipe, every sample": (small, hollow),
+        "embedded, all candidates at once": (override(small, {"rollout.micro_batch": "12"}), hollow),
         "embedded, behind 48 frames, blocks run again": (
             override(far, {"optimizer.gradient_checkpointing": "true"}), hollow),
         "embedded, behind 48 frames, a chunk at a time": (override(far, {"optimizer.chunks": "1"}), hollow),

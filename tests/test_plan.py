@@ -59,7 +59,8 @@ def test_a_window_far_along_takes_no_more_than_one_that_is_near() -> None:
     near, far = ({**FAR, "window.choices": place, "window.video_frames": end} for place, end in
                  (("12", "18"), ("1200", "1206")))  # fmt: skip
     one, two = make_plan(override(tiny(), near)), make_plan(override(tiny(), far))
-    assert one.peak == two.peak and two.phases["history"].operations > 90 * one.phases["history"].operations
+    assert two.peak <= 1.001 * one.peak  # when Python drops a tensor of a few kB is its own affair
+    assert two.phases["history"].operations > 90 * one.phases["history"].operations
 
 
 def test_the_knobs_turn_what_they_say() -> None:

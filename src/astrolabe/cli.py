@@ -18,7 +18,7 @@ from rich.table import Column, Table
 
 from astrolabe import __version__
 from astrolabe.data.prompts import read_prompts
-from astrolabe.data.scripts import parse_script, read_script
+from astrolabe.data.scripts import parse_script, prompts_of, read_script
 from astrolabe.doctor import examine, size
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
@@ -108,7 +108,7 @@ def add_model_commands(commands: Any) -> None:
 
     embedding = commands.add_parser("embed", help="embed prompts, so that training needs no text encoder",
                                     allow_abbrev=False, epilog=MODEL_FIELDS)  # fmt: skip
-    embedding.add_argument("prompts", type=Path, help="a file with one prompt a line")
+    embedding.add_argument("prompts", type=Path, help="a file with one prompt or script a line")
     embedding.add_argument("--model", default="self-forcing", help="whose text encoder (all of Wan 2.1 share one)")
 
     exporting = commands.add_parser("export", help="write an adapter for other programs", allow_abbrev=False,
@@ -234,9 +234,9 @@ def command_embed(prompts: Path, model: ModelSettings) -> None:
     """``astrolabe embed PROMPTS``."""
     if not isinstance(model, ReleasedSettings):
         raise UserError("the embedded model reads its prompts itself; name a released model with --model")
-    texts = read_prompts(prompts)
+    texts = prompts_of([parse_script(line) for line in read_prompts(prompts)])
     new = embed_with_bar(model, texts)
-    print(f"{len(set(texts))} prompts in {model.text_cache}, {new} of them new")
+    print(f"{len(texts)} prompts in {model.text_cache}, {new} of them new")
 
 
 def command_doctor(recipe: str | None, out: Path | None, rest: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from astrolabe.experiment import TrainConfig, make_prompts, make_rewards, resolved
+from astrolabe.experiment import TrainConfig, check_windows, make_algorithm, make_prompts, make_rewards, resolved
 from astrolabe.models.adapters import fits, read_adapter
 from astrolabe.models.cache import cache_bytes
 from astrolabe.models.lora import linear_layers, lora_parameters
@@ -24,14 +24,12 @@ from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
-from astrolabe.rl.nft import NFT
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
-VIDEO_BYTES = 3 * 4  # of one pixel, float32
 ROOM = 2**30  # bytes of disk for metrics, samples and the report
 
 
@@ -68,7 +66,7 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
         yield attempt("VAE", lambda: f"{files.vae()}, {check_vae(files.vae())} tensors", DOWNLOAD)
         if prompts.well:
             yield attempt("text cache", lambda: coverage(cfg, settings, wan))
-    yield attempt("clip", lambda: clip(cfg, stream))
+    yield attempt("clip", lambda: clip(cfg, stream, prompts.well))
     yield room(cfg, wan)
     yield disk_needed(cfg, wan, out)
     yield attempt("output", lambda: writable(cfg, out))
@@ -112,10 +110,11 @@ def own_adapter(files: Files, transformer: CausalWan) -> str:
     return f"{path}, {len(adapter)} layers"
 
 
-def clip(cfg: TrainConfig, stream: StreamConfig) -> str:
-    """How a clip falls into chunks, and that there are as many levels as are drawn."""
+def clip(cfg: TrainConfig, stream: StreamConfig, prompts: bool) -> str:
+    """How a clip falls into chunks, and that there are as many levels as are drawn; scripts too, if there are any."""
     chunks = stream.chunks(cfg.window.frames)
-    levels = NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards)).level_table(stream, len(chunks))
+    levels = make_algorithm(cfg).level_table(stream, len(chunks))
+    check_windows(cfg, make_prompts(cfg) if prompts else None, make_algorithm(cfg))
     return f"{len(chunks)} chunks of {stream.chunk_frames} latent frames, {len(levels)} levels"
 
 
@@ -131,7 +130,7 @@ def disk_needed(cfg: TrainConfig, wan: WanConfig, out: Path) -> Finding:
 
 def coverage(cfg: TrainConfig, settings: ReleasedSettings, wan: WanConfig) -> str:
     """That every prompt has its embedding, of the right size; UserError names the first that has none."""
-    prompts = make_prompts(cfg).prompts
+    prompts = make_prompts(cfg).texts
     embedded = TextCache.open(settings.text_cache)
     check_text(embedded, wan)
     embedded.check(prompts)
@@ -139,7 +138,7 @@ def coverage(cfg: TrainConfig, settings: ReleasedSettings, wan: WanConfig) -> st
 
 
 def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
-    """Whether weights, adapters, cache and videos fit the device; activations come on top and are not counted."""
+    """Whether weights, adapters and caches fit the device; ``astrolabe plan`` counts activations too."""
     settings = cfg.model
     try:
         check_device(settings.place)
@@ -149,17 +148,17 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
         stream = settings.stream if isinstance(settings, ReleasedSettings) else STREAM
     except UserError as error:
         return Finding("memory needed", False, str(error))
-    frames = min(cfg.window.frames, stream.window_frames or cfg.window.frames)
+    before = cfg.window.length - cfg.window.frames
+    history = min(before, stream.window_frames or before)
+    frames = cfg.rollout.prompts * (history + cfg.rollout.micro_batch * cfg.window.frames)
     parts = {
         "weights": parameters(wan) * dtype.itemsize,
         "adapters": lora_parameters(wan, cfg.lora.rank) * (3 * 4 + 3 * 4),  # three slots; gradient and two moments
-        "cache": cache_bytes(wan, cfg.rollout.micro_batch, frames, shape[1] * shape[2] // 4, dtype),
-        "videos": cfg.rollout.prompts * cfg.rollout.group_size * (4 * cfg.window.frames - 3)
-        * 64 * shape[1] * shape[2] * VIDEO_BYTES,
-    }  # fmt: skip
+        "caches": cache_bytes(wan, 1, frames, shape[1] * shape[2] // 4, dtype),
+    }
     needed = sum(parts.values())
     said = f"{size(needed)} without activations (" + ", ".join(f"{name} {size(n)}" for name, n in parts.items()) + ")"
-    remedy = f"{size(free)} are free on {settings.place}; lower lora.rank, rollout.group_size or rollout.micro_batch"
+    remedy = f"{size(free)} are free on {settings.place}; lower lora.rank or rollout.micro_batch"
     return Finding("memory needed", needed < free, said, remedy)
 
 

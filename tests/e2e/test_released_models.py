@@ -204,7 +204,7 @@ def test_embedding_is_done_once_and_for_one_encoder(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a small cat\na big dog\na small cat\n")
+    prompts.write_text("a small cat\na big dog\na small cat[2s] || a big dog\n")
     model = [word for word in tiny_release.arguments(files, "self-forcing") if "text_cache" not in word]
     command = ["embed", str(prompts), *model, f"--model.text_cache={tmp_path / 'text'}"]
     main(command)
