@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import RESULT
+from benchmarks.evidence import RESULT, measured
 
 
 @pytest.fixture(scope="module")
@@ -15,6 +15,10 @@ def evidence() -> dict[str, Any]:
     """What ``make evidence`` wrote."""
     content: dict[str, Any] = json.loads(RESULT.read_text(encoding="utf-8"))
     return content
+
+
+def test_the_evidence_was_measured_with_the_recipe_and_the_weights_of_today(evidence: dict[str, Any]) -> None:
+    assert evidence["measured"] == json.loads(json.dumps(measured()))
 
 
 def test_every_seed_lifts_and_the_demos_own_by_more_than_chance(evidence: dict[str, Any]) -> None:
