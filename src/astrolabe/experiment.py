@@ -115,6 +115,11 @@ class TrainConfig:
             raise UserError(
                 "model.rebuild_frames: training does not rebuild the cache and would train another policy; leave it out"
             )
+        if self.optimizer.micro_batch > self.rollout.group_size:
+            raise UserError(
+                f"optimizer.micro_batch={self.optimizer.micro_batch}: a prompt has {self.rollout.group_size} candidates "
+                f"(rollout.group_size) and those of one are forwarded together; choose 1 to {self.rollout.group_size}"
+            )
         if self.optimizer.minibatches > self.rollout.prompts:
             raise UserError(
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "

@@ -102,6 +102,7 @@ def test_memory_knobs_change_nothing_but_memory(run: Path, prompts: Path, tmp_pa
         (["--window.video_frames", "15"], "must be at least 18"),
         (["--rollout.group_size", "1"], ">= 2"),
         (["--rollout.micro_batch", "3"], "choose 1 to 2"),
+        (["--optimizer.micro_batch", "3"], "optimizer.micro_batch=3: a prompt has 2 candidates"),
         (["--window.continue_with", "worst"], "best"),
         (["--prompts", "SCRIPT:a red circle still[1s] | a red circle moving up[1s]"], "lasts 2 s"),
         (["--prompts", "SCRIPT:a red circle still[0.1s] | a red circle moving up"], "chunk"),

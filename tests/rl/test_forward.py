@@ -187,10 +187,8 @@ def test_how_the_work_is_split_changes_nothing(
         torch.testing.assert_close(parts[name], gradient, rtol=1e-7, atol=1e-12)
 
 
-def test_alike_policies_are_forwarded_once_to_the_same_result() -> None:
-    model = tiny_world(tiny_stream(3, 9, 3))
-    policies = policies_of(model, alike=True)
-    data = experience_of(model, policies, 6)
+def watched(model: WanGenerator, policies: Policies) -> list[str | None]:
+    """Who acts in every training forward from now on."""
     calls: list[str | None] = []
     velocity = model.velocity_in_context
 
@@ -199,6 +197,14 @@ def test_alike_policies_are_forwarded_once_to_the_same_result() -> None:
         return velocity(*args)
 
     model.velocity_in_context = counted  # type: ignore[method-assign,assignment]
+    return calls
+
+
+def test_alike_policies_are_forwarded_once_to_the_same_result() -> None:
+    model = tiny_world(tiny_stream(3, 9, 3))
+    policies = policies_of(model, alike=True)
+    data = experience_of(model, policies, 6)
+    calls = watched(model, policies)
     once = gradients(model, policies, data, 3, None)
     assert set(calls) == {"learner"}
     policies.compare = lambda: setattr(policies, "alike", False)  # type: ignore[method-assign]
@@ -293,14 +299,7 @@ def test_behavior_is_forwarded_again_once_the_learner_has_moved() -> None:
     model = tiny_world(tiny_stream(3, 9))
     policies = policies_of(model, alike=True)
     data = experience_of(model, policies, 6)
-    calls: list[str | None] = []
-    velocity = model.velocity_in_context
-
-    def counted(*args: Any) -> Tensor:
-        calls.append(policies.active)
-        return velocity(*args)
-
-    model.velocity_in_context = counted  # type: ignore[method-assign,assignment]
+    calls = watched(model, policies)
     options = OptimizerSettings(lr=1e-2, micro_batch=3, minibatches=2)
     algorithm = NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
     update(model, policies, algorithm, data, make_optimizer(policies, options), options, 1e-2, torch.Generator())

@@ -48,6 +48,6 @@ def shapes_tiny() -> TrainConfig:
         rollout=RolloutSettings(prompts=2, group_size=2, micro_batch=2),
         window=WindowSettings(frames=6),
         lora=LoraSettings(rank=4, alpha=8.0),
-        optimizer=replace(base.optimizer, minibatches=1, micro_batch=4),
+        optimizer=replace(base.optimizer, minibatches=1, micro_batch=2),
         checkpoint_every=1,
     )
