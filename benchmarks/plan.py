@@ -9,7 +9,6 @@ random weights.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import subprocess
@@ -40,7 +39,7 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import override
 from astrolabe.shapes.world import FPS
 from astrolabe.types import Experience, Scores
-from benchmarks.measuring import GIVE_BACK, peak_of_process, reset_peak, resident
+from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/plan.json")
@@ -102,8 +101,7 @@ def measure(name: str) -> dict[str, Any]:
     """Real steps; the peak of the last beyond what was held before its model, and its seconds."""
     cfg, build = configurations()[name]
     two_steps(cfg, build)
-    gc.collect()
-    before = resident()
+    before = at_rest()
     seconds = two_steps(cfg, build)
     names = ("history", "rollout and decode", "judging", "update")
     return {
