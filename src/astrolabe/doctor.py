@@ -50,7 +50,7 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
         return
     settings = cfg.model
     yield attempt("device", lambda: device_of(cfg))
-    yield attempt("rewards", lambda: ", ".join(reward.name for reward in make_rewards(cfg)))
+    yield attempt("rewards", lambda: ", ".join(member.reward.name for member in make_rewards(cfg)))
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
     stream, wan = STREAM, WAN

@@ -32,6 +32,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rewards.base import at_once
+from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import make_optimizer
@@ -42,7 +43,7 @@ from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN, keep_linears_in
 from astrolabe.shapes.text import TextEncoder
-from astrolabe.types import Stretch, TextEmbeddings, per_frame
+from astrolabe.types import Stretch, TextEmbeddings, Trajectory, per_frame
 
 # Bytes, and dense bfloat16 operations a second: what their makers say.
 DEVICES = {
@@ -227,7 +228,7 @@ def hold(plan: Plan, ledger: Ledger, generator: WanGenerator, policies: Policies
     weights: list[Tensor] = [
         p for p in generator.transformer.parameters() if p.untyped_storage()._cdata not in adapters
     ]
-    resting = ("reference",) if cfg.offload else ()
+    resting = ("reference",) if cfg.offload and cfg.regularisation.samples == "none" else ()
     parts: dict[str, list[Tensor]] = {
         "weights": weights,
         "decoder": [*module.parameters(), *module.buffers()],
@@ -325,11 +326,17 @@ def play_update(
     with counted(plan, ledger, "update", samples / len(clean)):
         text = PromptText(generator, policies, stretch.text)
         forward = Forward(generator, policies, stretch, text, clean)
-        credit = torch.zeros(len(clean))
-        for loss, _ in algorithm.losses(forward, clean, credit, [0] * len(clean), options.chunks or window.frames):
-            loss.sum().backward()
+        way = None
+        if algorithm.needs_trajectory:
+            steps = torch.zeros(2, len(generator.stream.levels), *clips.shape).unbind()
+            way = Trajectory(*(kept[:, : len(clean)] for kept in steps))
+        anchored = cfg.regularisation.samples != "none"
+        some = Samples(clean, torch.zeros(len(clean)), [0] * len(clean), anchored, way)
+        for part in algorithm.losses(forward, some, options.chunks or window.frames):
+            total = part.loss.sum()
+            (total if part.drift_reference is None else total + part.drift_reference.sum()).backward()
         text.backward()
-        del forward, text, loss
+        del forward, text, part, total
 
 
 def knobs_that_help(cfg: TrainConfig, budget: float, on_host: bool) -> Iterator[tuple[str, int]]:
