@@ -36,10 +36,8 @@ def trainer(cfg: TrainConfig, moves: Any = None) -> Trainer:
 
 
 def test_a_reference_that_pulls_comes_home_for_the_update() -> None:
-    moves, tiny = Moves(), shapes_tiny()
-    trainer(replace(tiny, offload=True, regularisation=RegularisationSettings(samples="uniform")), moves).make_room(
-        "update"
-    )
+    moves, pull = Moves(), RegularisationSettings(samples="uniform")
+    trainer(replace(shapes_tiny(), offload=True, regularisation=pull), moves).make_room("update")
     assert moves.seen[0] == ("reference", "cuda:0")
 
 

@@ -295,8 +295,9 @@ def play_rollout(
     plan.judging = (1 + 3 * 4) * min(everyone, at_once(pixels)) * pixels  # bytes, and what a reward makes of them
     chunks, levels = window.frames // chunk, len(generator.stream.levels)
     with torch.no_grad(), policies.using("behavior"):
-        # The clips of the micro-batches before, and of this one.
-        kept = torch.zeros(everyone, window.frames, *generator.latent_shape)
+        # The clips of the micro-batches before, and of this one; where it is learned from, also the way to them.
+        steps = 2 * levels if make_algorithm(cfg).needs_trajectory else 0
+        kept = torch.zeros(1 + steps, everyone, window.frames, *generator.latent_shape)
         with counted(plan, ledger, "rollout", batches * chunks * levels):
             cache = generator.new_candidates(cast(RollingCache, stream.cache), rollout.micro_batch, window.frames)
             cache.frames = window.frames - chunk
