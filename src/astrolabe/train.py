@@ -268,6 +268,7 @@ def credit_metrics(experience: Experience) -> Metrics:
         spread = (groups - groups.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()
         metrics[f"reward/{name}"] = column.nanmean().item()
         metrics[f"group_std/{name}"] = spread.nanmean().item()
+    metrics["latents_rms"] = experience.rollout.latents.square().mean().sqrt().item()  # grows when a policy runs away
     return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
 
 

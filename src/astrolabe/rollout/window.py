@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,30 +89,30 @@ class Track:
 
 
 class Clips(NamedTuple):
-    """Candidates [b f c h w], and where they are kept, the inputs and the predictions of all levels [k b f c h w]."""
+    """Candidates [b f c h w]; where the way to them is kept, what the network saw and predicted at every level, each
+    [k b f c h w]."""
 
     latents: Latents
-    steps: tuple[Tensor, ...]
+    way: tuple[Tensor, Tensor] | None
 
 
-def levels_first(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, ...]:
-    """Chunk by chunk to level by level; a chunk with fewer levels than others is nan at those it does not have."""
-    both: list[Tensor] = []
-    for field_of in (lambda step: step.noisy, lambda step: step.clean):
-        columns = [torch.stack([field_of(step) for step in steps]) for steps in chunks]
-        most = max((len(column) for column in columns), default=0)
-        both += [torch.cat([grown(column, most) for column in columns], 2)] if columns else []
-    return tuple(both)
+def way_to(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, Tensor]:
+    """The levels of every chunk, as one tensor of inputs and one of predictions; nan at levels a chunk does not have."""
+    most = max(map(len, chunks))
 
+    def gathered(name: Literal["noisy", "clean"]) -> Tensor:
+        blank = torch.full_like(chunks[0][0].clean, torch.nan)
+        return torch.cat([torch.stack([getattr(step, name) for step in steps] + [blank] * (most - len(steps)))
+                          for steps in chunks], 2)  # fmt: skip
 
-def grown(column: Tensor, levels: int) -> Tensor:
-    """With nan for missing levels."""
-    missing = column.new_full((levels - len(column), *column.shape[1:]), torch.nan)
-    return torch.cat([column, missing])
+    return gathered("noisy"), gathered("clean")
 
 
 class Windows:
-    """The streams of a batch of prompts, and the windows along them."""
+    """The streams of a batch of prompts, and the windows along them.
+
+    ``whole``: some reward judges the video so far, so its pixels are kept; ``trajectory``: so is the sampler's way.
+    """
 
     def __init__(
         self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int,
@@ -185,7 +185,8 @@ class Windows:
         place = torch.tensor(order).argsort()
         trajectory = None
         if self.trajectory:
-            noisy, clean = (torch.cat(parts, 1)[:, place] for parts in zip(*(c.steps for c in made), strict=True))
+            ways = [clips.way for clips in made if clips.way]
+            noisy, clean = (torch.cat(parts, 1)[:, place] for parts in zip(*ways, strict=True))
             trajectory = Trajectory(noisy, clean)
         latents = torch.cat([clips.latents for clips in made])[place]
         return Rollout(self.prompts, size, latents, tuple(footage), tuple(stretches), trajectory)
@@ -225,7 +226,7 @@ class Windows:
                 clean.append(chunk)
                 pixels.append(to_frames(video))
             videos.append(torch.cat(pixels, 1))
-        return Clips(torch.cat(clean, 1), levels_first(steps)), videos
+        return Clips(torch.cat(clean, 1), way_to(steps) if self.trajectory else None), videos
 
     def _chunks(self, piece: Piece) -> Iterator[tuple[int, int, int]]:
         """(first, end) frame of every chunk of a piece, and its number in the window."""
