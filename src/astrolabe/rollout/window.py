@@ -97,7 +97,7 @@ class Clips(NamedTuple):
 
 
 def way_to(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, Tensor]:
-    """The levels of every chunk, as one tensor of inputs and one of predictions; nan at levels a chunk does not have."""
+    """The levels of every chunk, as one tensor of inputs and one of predictions; nan where a chunk has fewer."""
     most = max(map(len, chunks))
 
     def gathered(name: Literal["noisy", "clean"]) -> Tensor:
