@@ -11,11 +11,12 @@ cells, and the JSON is written from whatever is there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -37,7 +38,7 @@ from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.rl.reward_weighted import RewardWeightedSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runs import RunFolder, open_run
-from astrolabe.runtime.config import diff
+from astrolabe.runtime.config import diff, to_dict
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.model import CLIP_FRAMES
 from astrolabe.train import train
@@ -46,7 +47,8 @@ from benchmarks.provenance import commit, write_result
 
 RESULT = Path("benchmarks/results/ablations.json")
 SEEDS, NOISES = (0, 1, 2, 3, 4), (3001, 3002)
-STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of two-sided 95 %, by number of seeds
+# Of two-sided 95 %, by number of seeds.
+STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
 def reward(name: Any, weight: float = 1.0, **fields: Any) -> RewardSettings:
@@ -142,10 +144,9 @@ CELLS: dict[str, TrainConfig] = {
 def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
     """Train and judge one run."""
     cfg = replace(CELLS[cell], seed=seed)
-    began = time.monotonic()
+    shutil.rmtree(out, ignore_errors=True)  # what was interrupted begins anew: its time and memory count
     train(cfg, out)
-    lines, seconds = read_metrics(out / "metrics.jsonl"), time.monotonic() - began
-    peak = peak_of_process()
+    lines, seconds, peak = read_metrics(out / "metrics.jsonl"), RunFolder(out).seconds_trained(), peak_of_process()
     _, generator, policies = open_run(RunFolder(out))
     long = cell.startswith("s ")
     frames, parts = (4 * CLIP_FRAMES, 4) if long else (CLIP_FRAMES, 1)
@@ -162,18 +163,24 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
         "cell": cell, "seed": seed, **judged, "seconds": round(seconds, 1), "peak_bytes": peak,
         "samples": len(lines) * cfg.rollout.prompts * cfg.rollout.group_size,
         "by_step": {key: [line.get(key) for line in lines] for key in lines[0]
-                    if key.startswith(("reward/", "watch/")) or key in ("latents_rms", "anchored", "rho")},
+                    if not key.startswith("seconds/") and key != "step"},
     }  # fmt: skip
+
+
+def place_of(folder: Path, cell: str) -> Path:
+    """Where a cell's runs lie: another configuration under the same name lies elsewhere."""
+    digest = hashlib.sha256(json.dumps(to_dict(CELLS[cell]), sort_keys=True).encode()).hexdigest()
+    return folder / f"{cell.replace(' ', '_')}-{digest[:8]}"
 
 
 def run(folder: Path, cell: str, seed: int) -> None:
     """One run in a process of its own, on one thread, unless its result is there."""
-    place = folder / cell.replace(" ", "_") / str(seed)
+    place = place_of(folder, cell) / str(seed)
     if (place / "result.json").exists():
         return
     words = [sys.executable, "-m", "benchmarks.ablations", "--run", cell, str(seed), str(place)]
-    subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True, stdout=subprocess.DEVNULL)
-    print(f"{cell}, seed {seed}: done", flush=True)
+    done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=False)
+    print(f"{cell}, seed {seed}: {'failed' if done.returncode else 'done'}", flush=True)
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def summary(cell: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     measures = [key for key, value in rows[0]["aligned"].items() if isinstance(value, float)]
     return {
         "name": cell, "difference": diff(CELLS["standard"], CELLS[cell]), "seeds": [row["seed"] for row in rows],
-        "samples": rows[0]["samples"], "seconds": round(mean(row["seconds"] for row in rows), 1),
+        "samples": mean(row["samples"] for row in rows), "seconds": round(mean(row["seconds"] for row in rows), 1),
         "peak_bytes": max(row["peak_bytes"] for row in rows),
         "base": {measure: round(rows[0]["base"][measure], 4) for measure in measures},
         "scores": {measure: interval([row["aligned"][measure] for row in rows]) for measure in measures},
@@ -206,18 +213,20 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at the same time, a thread each")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if len(args.seeds) > max(STUDENT_T):
+        parser.error(f"at most {max(STUDENT_T)} seeds")
     if args.run:
         cell, seed, place = args.run[0], int(args.run[1]), Path(args.run[2])
         result = one(cell, seed, place / "run")
         (place / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return
-    folder = Path("runs/ablations") / commit()[:12]
+    folder = Path("runs/ablations") / commit().replace(" ", "-")
     wanted = [cell for cell in CELLS if cell in args.only or cell[0] in args.only]
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda pair: run(folder, *pair), [(cell, seed) for seed in args.seeds for cell in wanted]))
     cells = []
     for cell in CELLS:
-        found = sorted((folder / cell.replace(" ", "_")).glob("*/result.json"))
+        found = sorted(place_of(folder, cell).glob("*/result.json"))
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in found]
         if rows:
             cells.append(summary(cell, rows))

@@ -9,6 +9,7 @@ import pytest
 
 from astrolabe.experiment import RewardSettings, make_algorithm, make_prompts, make_rewards, make_watch
 from astrolabe.recipes.shapes import shapes, shapes_selective
+from astrolabe.rl.guards import GuardSettings, WatchSettings
 from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, parse, split
@@ -48,6 +49,7 @@ SELECTIVE = RegularisationSettings(samples="selective")
         ((JOINT | {"role": "judge"},), None, "has weight 0"),
         ((JOINT, JOINT | {"role": "judge"}), None, "joint is a judge and trained on too"),
         ((JOINT, JOINT), None, "joint is named twice"),
+        ((JOINT | {"role": "primary", "weight": 0.0}, SHAPE), SELECTIVE, "the primary reward joint has weight 0"),
         (({"name": "motion", "frames": 5},), None, "motion looks at motion and must see every frame"),
         (({"name": "shape", "frames": 5},), None, "the oracles need at least 9"),
     ],
@@ -73,3 +75,21 @@ def test_judges_stand_last_and_weigh_nothing_in_training() -> None:
 def test_the_selective_recipe_is_the_plain_one_with_a_primary_and_a_pull() -> None:
     plain, selective = shapes(), shapes_selective()
     assert replace(selective, rewards=plain.rewards, regularisation=plain.regularisation) == plain
+
+
+def test_a_guard_that_moves_a_reference_needs_one_that_moves() -> None:
+    rewards, guard = (
+        suite(JOINT | {"role": "primary"}, SHAPE),
+        GuardSettings(watch="flicker", above=2.0, action="refresh"),
+    )
+    base = replace(shapes(), rewards=rewards, watch=WatchSettings(guards=(guard,)))
+    for held in (RegularisationSettings(), replace(SELECTIVE, reference="fixed")):
+        with pytest.raises(UserError, match="action=refresh moves the reference"):
+            make_watch(replace(base, regularisation=held))
+    assert make_watch(replace(base, regularisation=SELECTIVE)).wanted
+
+
+def test_uncertainty_is_asked_only_of_a_reward_that_knows_its_own() -> None:
+    rewards = suite(JOINT | {"role": "primary"}, SHAPE)
+    with pytest.raises(UserError, match="joint does not say how uncertain it is"):
+        make_rewards(replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5)))

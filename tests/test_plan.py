@@ -65,7 +65,7 @@ def test_a_pull_and_a_trajectory_are_counted() -> None:
     offload = replace(pulled, offload=True)
     assert make_plan(offload).held["adapters"] == make_plan(plain).held["adapters"]  # the reference is needed at home
     grpo = replace(plain, algorithm=GRPOSettings(behavior_keep=0.0))
-    way = 2 * 4 * 4 * 6 * 16 * 8 * 8 * 4  # inputs and predictions, levels, candidates, latents, float32
+    way = 2 * 2 * 4 * 4 * 6 * 16 * 8 * 8 * 4  # inputs and predictions as made and as kept, levels, candidates, latents
     assert make_plan(grpo).phases["rollout"].bytes == make_plan(plain).phases["rollout"].bytes + way
 
 

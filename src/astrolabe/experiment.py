@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, Reward, Role
+from astrolabe.rewards.base import Member, Reward, Role, UncertainReward
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.rl.algorithm import Algorithm
@@ -177,6 +177,8 @@ def check_roles(rewards: Sequence[RewardSettings], regularisation: Regularisatio
                 f"regularisation.samples={regularisation.samples} asks where the primary reward and others disagree: "
                 "give one reward role=primary"
             )
+        if not next(reward.weight for reward in rewards if reward.role == "primary"):
+            raise UserError(f"rewards: the primary reward {primaries[0]} has weight 0; nobody would serve it too well")
         if len(trained) < 2:
             raise UserError(
                 f"regularisation.samples={regularisation.samples} compares the primary reward {primaries[0]} with "
@@ -221,11 +223,18 @@ def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
     oracles = Oracles()
-    return [
+    suite = [
         Member(make_reward(settings.name, cfg.seed, oracles), settings.weight, settings.role, settings.span,
                settings.frames)
         for settings in in_order(cfg.rewards)
     ]  # fmt: skip
+    doubted = [member.reward for member in suite if member.role == "primary"]
+    if cfg.regularisation.uncertainty and not all(isinstance(reward, UncertainReward) for reward in doubted):
+        raise UserError(
+            f"regularisation.uncertainty={cfg.regularisation.uncertainty:g}: {doubted[0].name} does not say how "
+            "uncertain it is; leave it at 0"
+        )
+    return suite
 
 
 def make_reward(name: str, seed: int, oracles: Oracles) -> Reward:
@@ -257,7 +266,7 @@ def make_prompts(cfg: TrainConfig) -> PromptList:
     return prompts
 
 
-def make_algorithm(cfg: TrainConfig) -> Algorithm:
+def make_algorithm(cfg: TrainConfig) -> Algorithm[Any]:
     """The algorithm that the settings describe."""
     trained = [reward for reward in in_order(cfg.rewards) if reward.role != "judge"]
     roles = [reward.role for reward in trained]
@@ -276,11 +285,17 @@ def make_algorithm(cfg: TrainConfig) -> Algorithm:
 
 def make_watch(cfg: TrainConfig) -> Watch:
     """The guards and judges that the settings describe; UserError for a guard of something unknown."""
-    judges: dict[str, float] = {reward.name: reward.weight for reward in cfg.rewards if reward.role == "judge"}
+    judges: dict[str, float] = {r.name: r.weight for r in cfg.rewards if r.role == "judge" and r.weight}
+    for guard in cfg.watch.guards:
+        if guard.action == "refresh" and not cfg.regularisation.moves:
+            raise UserError(
+                "watch.guards: action=refresh moves the reference, but regularisation.samples="
+                f"{cfg.regularisation.samples} with reference={cfg.regularisation.reference} has none that moves"
+            )
     return Watch(cfg.watch, [reward.name for reward in cfg.rewards], judges)
 
 
-def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algorithm) -> None:
+def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algorithm[Any]) -> None:
     """UserError unless windows, and scripts if there are any, fall on whole chunks, lie in their video, and have the
     levels asked for. Nothing needs to be loaded for that.
     """

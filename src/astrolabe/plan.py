@@ -298,6 +298,7 @@ def play_rollout(
         # The clips of the micro-batches before, and of this one; where it is learned from, also the way to them.
         steps = 2 * levels if make_algorithm(cfg).needs_trajectory else 0
         kept = torch.zeros(1 + steps, everyone, window.frames, *generator.latent_shape)
+        made = torch.zeros(steps, rows, window.frames, *generator.latent_shape)
         with counted(plan, ledger, "rollout", batches * chunks * levels):
             cache = generator.new_candidates(cast(RollingCache, stream.cache), rollout.micro_batch, window.frames)
             cache.frames = window.frames - chunk
@@ -309,7 +310,7 @@ def play_rollout(
             _, state = generator.decode(clean, None)
         with counted(plan, ledger, "decode", batches * (chunks - 1)):
             generator.decode(clean, state)
-        del kept
+        del kept, made
 
 
 def play_update(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,12 +28,12 @@ from astrolabe.experiment import (
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Member, score
 from astrolabe.rl.algorithm import Algorithm
-from astrolabe.rl.guards import BASE_CLIPS, Alarm, Watch, measures
+from astrolabe.rl.guards import BASE_CLIPS, Alarm, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.window import Windows
 from astrolabe.runs import ADAPTER, BEST, RunFolder, base_fingerprint, make_policies, save_adapter
-from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
+from astrolabe.runtime.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
@@ -55,7 +54,7 @@ class Trainer:
     prompts: PromptList
     suite: list[Member]
     policies: Policies
-    algorithm: Algorithm
+    algorithm: Algorithm[Any]
     optimizer: torch.optim.Optimizer
     windows: Windows
     watch: Watch
@@ -99,15 +98,16 @@ class Trainer:
         return Turn(experience, metrics, alarms, best)
 
     def compare_with_base(self, rollout: Rollout, scores: Scores, step: int) -> tuple[list[Alarm], Metrics]:
-        """What the guards see: this rollout, and a few clips that the base makes in the same place."""
+        """What the guards see: this rollout, and a few clips that the base makes in the same place and history."""
         if not self.watch.wanted:
             return [], {}
         with self.policies.using(None):
             base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS)
         normal = score(self.suite, base, max_dropped=1.0)
-        size = self.generator.stream.chunk_frames
+        own, usual = compared(rollout, base, self.generator.stream.chunk_frames)
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
-        return self.watch.see(measures(rollout, base, size) | means[0], measures(base, base, size) | means[1])
+        alarms, metrics = self.watch.see(own | means[0], usual | means[1])
+        return alarms, metrics | {f"alarm/{alarm.action}": 1.0 for alarm in alarms}
 
     def streams(self, number: int) -> tuple[tuple[str, ...], int, int]:
         """Prompts, seed and first window of batch number ``number`` of streams: a function of the number alone."""
@@ -118,9 +118,11 @@ class Trainer:
         """Which candidate of every prompt its stream goes on with."""
         size = experience.rollout.group_size
         if self.cfg.window.continue_with == "best":
-            return [int(i) for i in experience.advantages.view(-1, size).argmax(1)]
-        rng = rng_for(self.cfg.seed, step, "continue")
-        return torch.randint(size, (len(experience.rollout.prompts),), generator=rng).tolist()
+            wish = experience.advantages
+        else:
+            wish = torch.rand(len(experience.advantages), generator=rng_for(self.cfg.seed, step, "continue"))
+        # What no reward could score may be broken: it never becomes history while there is another.
+        return wish.where(experience.scores.valid, -torch.inf).view(-1, size).argmax(1).tolist()
 
     def make_room(self, phase: Literal["rollout", "update"]) -> None:
         """With ``offload``, keep in the host's memory what the phase does not use."""
@@ -149,6 +151,8 @@ class Trainer:
             if owner not in parts:
                 raise UserError(f"the checkpoint has an unknown part {owner!r}; it was written by another version")
             parts[owner][rest] = value
+        if not parts["algorithm"] or not parts["watch"]:
+            raise UserError("the checkpoint does not know its regularisation; it was written by another version")
         for slot in SLOTS:
             self.policies.load(slot, parts[slot])
         restore_optimizer(self.optimizer, self.policies.trainable(), parts["optimizer"])
@@ -200,10 +204,9 @@ def train(cfg: TrainConfig, out: Path) -> Path:
         windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
         trainer = Trainer(cfg, generator, prompts, suite, policies, algorithm, optimizer, windows, watch)
         loop(trainer, folder, resume(trainer, folder, identity), identity)
-        if watch.stopped and (out / BEST).exists():
-            shutil.copyfile(out / BEST, out / ADAPTER)
-        else:
-            save_adapter(out / ADAPTER, policies.tensors("learner"), cfg, identity["base"])
+        best = watch.stopped and (out / BEST).exists()
+        adapter = load_tensors(out / BEST)[0] if best else policies.tensors("learner")
+        save_adapter(out / ADAPTER, adapter, cfg, identity["base"])
     return out
 
 

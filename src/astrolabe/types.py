@@ -95,12 +95,19 @@ class Rollout:
 class Scores:
     """Raw rewards, higher is better: column m of ``values`` is reward ``names[m]``; nan where it gave no finite score.
 
-    ``uncertainty`` is the rewards' own, 0 for those that know none.
+    ``uncertainty`` is the rewards' own, 0 for those that know none. The first ``trained`` rewards (None: all) are
+    trained on, the others judge.
     """
 
     names: tuple[str, ...]
     values: Float[Tensor, "b m"]
     uncertainty: Float[Tensor, "b m"] | None = None
+    trained: int | None = None
+
+    @property
+    def valid(self) -> Bool[Tensor, "b"]:
+        """The samples that have a score of every reward that is trained on."""
+        return self.values[:, : self.trained].isfinite().all(1)
 
     def column(self, name: str) -> PerSample:
         """The scores of one reward."""

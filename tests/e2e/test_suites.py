@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from astrolabe.cli import main
 from astrolabe.experiment import RewardSettings, TrainConfig
+from astrolabe.models.adapters import read_adapter
 from astrolabe.recipes import RECIPES
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rl.guards import GuardSettings, WatchSettings
+from astrolabe.rl.policies import Policies
 from astrolabe.rl.regularisation import RegularisationSettings
+from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import save_yaml
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
@@ -98,7 +102,7 @@ def test_a_run_interrupted_after_any_step_ends_with_the_same_bytes(
 
 def test_a_guard_that_stops_a_run_leaves_the_best_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     never_enough = GuardSettings(watch="motion_energy", below=99.0, steps=3, action="stop")
-    slower = GuardSettings(watch="shape_fit", drop=-9.0, steps=1, action="slow")
+    slower = GuardSettings(watch="saturation", below=99.0, steps=1, action="slow")
     save_yaml(config(9, never_enough, slower), tmp_path / "config.yaml")
     folder = tmp_path / "run"
     main(["train", str(tmp_path / "config.yaml"), "--out", str(folder)])
@@ -106,9 +110,37 @@ def test_a_guard_that_stops_a_run_leaves_the_best_adapter(tmp_path: Path, capsys
     assert "step 3: stop: motion_energy under 99 times the base's for 3 steps" in said and "step 1: slow" in said
     lines = read_metrics(folder / "metrics.jsonl")
     assert len(lines) == 3 and lines[2]["lr"] == pytest.approx(lines[0]["lr"] / 4, rel=0.5)
-    assert (folder / "adapter.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
+    best, last = (load_file(folder / f"{name}.safetensors") for name in ("best", "adapter"))
+    assert all(torch.equal(tensor, last[key]) for key, tensor in best.items())
+    assert lines[2]["alarm/stop"] == 1.0 and "alarm/stop" not in lines[1]
     main(["train", str(tmp_path / "config.yaml"), "--out", str(folder)])  # finished: nothing is trained again
     assert len(read_metrics(folder / "metrics.jsonl")) == 3
+
+
+def test_an_adapter_of_a_run_acts_at_the_strength_it_was_trained_at(run: Path) -> None:
+    scales = {pair.scale for pair in read_adapter(run / "best.safetensors").values()}
+    assert scales == {shapes_tiny().lora.alpha / shapes_tiny().lora.rank} != {1.0}
+
+
+def test_guards_compare_with_the_bare_base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    acting: list[tuple[str | None, int | None]] = []
+    candidates, using = Windows.candidates, Policies.using
+
+    def watched(self: Windows, seed: int, group_size: int | None = None) -> Any:
+        acting.append((policies[0].active, group_size))
+        return candidates(self, seed, group_size)
+
+    policies: list[Policies] = []
+
+    def noted(self: Policies, name: str | None) -> Any:
+        policies[:] = [self]
+        return using(self, name)
+
+    monkeypatch.setattr(Windows, "candidates", watched)
+    monkeypatch.setattr(Policies, "using", noted)
+    save_yaml(config(2), tmp_path / "config.yaml")
+    main(["train", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")])
+    assert acting == [("behavior", None), (None, 2)] * 2
 
 
 @pytest.mark.parametrize("name", ["shapes_positive", "shapes_reward_weighted", "shapes_grpo", "shapes_selective"])

@@ -172,4 +172,4 @@ def test_a_few_samples_without_a_score_are_dropped_and_more_stop_the_run() -> No
     with pytest.raises(UserError, match=r"1 of 2 samples got no finite score \(broken 1\), more than max_dropped=0\.4"):
         score([broken], rollout(), max_dropped=0.4)
     judge = Member(Broken(torch.tensor([1.0, float("nan")])), role="judge")
-    score([judge, Member(ANY_VIDEO["pixel_motion"])], rollout())  # what is not trained on drops nobody
+    score([Member(ANY_VIDEO["pixel_motion"]), judge], rollout())  # what is not trained on drops nobody

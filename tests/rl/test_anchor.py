@@ -109,29 +109,28 @@ def regulariser(**fields: object) -> Regulariser:
 
 
 def test_the_random_control_anchors_as_many_but_others() -> None:
-    values, valid = columns(48, 1), torch.ones(48, dtype=torch.bool)
+    values = columns(48, 1)
     picked = []
     for seed in range(3):
         rng = torch.Generator().manual_seed(seed)
-        chosen, _ = regulariser().mark(scores(values), valid, 12, rng)
-        control, _ = regulariser(samples="random").mark(scores(values), valid, 12, rng)
+        chosen, _ = regulariser().mark(scores(values), 12, rng)
+        control, _ = regulariser(samples="random").mark(scores(values), 12, rng)
         assert control.sum() == chosen.sum() > 0 and not torch.equal(control, chosen)
         picked.append(control)
     assert not torch.equal(picked[0], picked[1])
 
 
 def test_a_sample_without_a_score_is_never_anchored_and_moves_nobodys_rank() -> None:
-    values, valid = columns(24, 2), torch.ones(24, dtype=torch.bool)
+    values = columns(24, 2)
     values[7, 1] = torch.nan
-    valid[7] = False
     for samples in ("selective", "uniform", "random"):
         for seed in range(20):
             rng = torch.Generator().manual_seed(seed)
-            marked, _ = regulariser(samples=samples).mark(scores(values), valid, 24, rng)
+            marked, _ = regulariser(samples=samples).mark(scores(values), 24, rng)
             assert not marked[7]
     rest = [row for row in range(24) if row != 7]
-    marked, _ = regulariser().mark(scores(values), valid, 24, torch.Generator())
-    alone, _ = regulariser().mark(scores(values[rest]), valid[rest], 23, torch.Generator())
+    marked, _ = regulariser().mark(scores(values), 24, torch.Generator())
+    alone, _ = regulariser().mark(scores(values[rest]), 23, torch.Generator())
     assert torch.equal(marked[rest], alone)
 
 
@@ -139,10 +138,10 @@ def test_a_rewards_own_uncertainty_adds_to_the_disagreement() -> None:
     values = torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 2.0], [4.0, 3.0, 3.0], [3.0, 4.0, 4.0]])
     doubt = torch.zeros(4, 3)
     doubt[2, 0] = 9.0
-    plain, _ = regulariser(share=0.5, share_bounds=(0.1, 0.9)).mark(scores(values, doubt), doubt[:, 0] >= 0, 4,
+    plain, _ = regulariser(share=0.5, share_bounds=(0.1, 0.9)).mark(scores(values, doubt), 4,
                                                                    torch.Generator())  # fmt: skip
     asked, _ = regulariser(share=0.5, share_bounds=(0.1, 0.9), uncertainty=1.0).mark(
-        scores(values, doubt), doubt[:, 0] >= 0, 4, torch.Generator()
+        scores(values, doubt), 4, torch.Generator()
     )
     assert not plain.any()  # two that disagree equally: nobody stands out
     assert asked.nonzero()[:, 0].tolist() == [2]
@@ -178,15 +177,14 @@ def test_the_reference_moves_when_it_is_too_old_or_too_far_and_never_when_fixed(
 
 
 def test_what_it_remembers_goes_on_after_a_restart() -> None:
-    valid = torch.ones(24, dtype=torch.bool)
     one = regulariser(max_age=4)
     for step in range(6):
-        one.mark(scores(columns(24, step)), valid, 24, torch.Generator())
+        one.mark(scores(columns(24, step)), 24, torch.Generator())
         one.after_step(Slots(), None)
     two = regulariser(max_age=4)
     two.restore({name: value.clone() for name, value in one.tensors().items()})
     for step in range(6, 12):
-        marks = [r.mark(scores(columns(24, step)), valid, 24, torch.Generator()) for r in (one, two)]
+        marks = [r.mark(scores(columns(24, step)), 24, torch.Generator()) for r in (one, two)]
         assert torch.equal(marks[0][0], marks[1][0]) and marks[0][1] == marks[1][1]
         assert one.after_step(Slots(), None) == two.after_step(Slots(), None)
 

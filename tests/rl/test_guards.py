@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.rewards.pixels import boundary_jump, diversity, flicker, motion_energy, saturation, sharpness
-from astrolabe.rl.guards import GuardSettings, Watch, WatchSettings, measures
+from astrolabe.rl.guards import GuardSettings, Watch, WatchSettings, compared, measures, moments
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Rollout, Scores, Span, to_frames
 
@@ -51,12 +51,19 @@ def rollout(shift: float = 0.0, scale: float = 1.0) -> Rollout:
     return Rollout(("a", "b"), 2, latents, (Footage(torch.arange(4), frames, ("a",) * 4, shares),), ())
 
 
-def test_latents_that_move_away_from_the_base_are_seen() -> None:
-    base = rollout()
-    assert measures(base, base, 3)["latent_shift"] == pytest.approx(1.0)
-    assert measures(base, base, 3)["latent_spread"] == pytest.approx(1.0)
-    moved = measures(rollout(shift=0.5, scale=2.0), base, 3)
-    assert moved["latent_shift"] == pytest.approx(1.5, abs=0.02) and moved["latent_spread"] == pytest.approx(2.0)
+def test_latents_that_move_away_from_the_base_are_seen_beyond_what_two_draws_of_it_differ() -> None:
+    own, usual = compared(rollout(shift=0.5, scale=2.0), rollout(), 3)
+    assert own["latent_shift"] == pytest.approx(1.5, abs=0.05) and own["latent_spread"] == pytest.approx(2.0, abs=0.05)
+    assert 1.0 < usual["latent_shift"] < 1.1 and usual["latent_spread"] == pytest.approx(1.0, abs=0.05)
+    assert moments(rollout().latents, rollout().latents)["latent_shift"] == pytest.approx(1.0)
+
+
+def test_pieces_of_a_clip_count_by_their_length_and_too_short_ones_not_at_all() -> None:
+    shares: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
+    parts = [video(9, 1), video(27, 2), video(2, 3)]
+    footage = tuple(Footage(torch.arange(2), to_frames(part), ("a",) * 2, shares) for part in parts)
+    found = measures(Rollout(("a",), 2, torch.randn(2, 9, 16, 8, 8), footage, ()), 3)["saturation"]
+    assert found == pytest.approx(saturation(torch.cat(parts[:2], 1)).mean().item(), abs=1e-3)
 
 
 def watch(*rules: GuardSettings, memory: float = 0.0, **judges: float) -> Watch:
@@ -88,7 +95,7 @@ def test_slow_halves_the_rate_for_good_and_stop_ends_the_run() -> None:
     made = watch(GuardSettings(watch="flicker", above=1.5, steps=1, action="slow"))
     heard(made, "flicker", [2.0, 1.0, 2.0])
     assert made.rate == 0.25 and not made.stopped
-    made = watch(GuardSettings(watch="flicker", above=1.5, steps=2, action="stop"))
+    made = watch(GuardSettings(watch="flicker", above=1.5, steps=2, action="stop"), eye=1.0)
     heard(made, "flicker", [2.0])
     assert not made.stopped
     heard(made, "flicker", [2.0])
@@ -104,6 +111,13 @@ def test_the_best_is_what_judges_like_not_what_is_rewarded_and_not_the_first_luc
     assert judged(watch(eye=1.0), 0.5, 0.4, 0.6, 0.6) == [True, False, True, False]
     assert judged(watch(memory=0.5, eye=1.0), 0.9, 0.1, 0.9, 0.9) == [False, True, True, True]
     assert judged(watch(), 0.5, 0.6) == [False, False]
+
+
+def test_what_could_not_be_measured_changes_no_average_and_no_judgement() -> None:
+    made = watch(GuardSettings(watch="flicker", above=1.5, steps=1), memory=0.5, eye=1.0)
+    assert heard(made, "flicker", [float("nan"), 2.0, float("nan"), 2.0]) == [1, 2, 3]
+    made = watch(eye=1.0)
+    assert judged(made, 0.9, float("nan"), 0.1) == [True, False, False] and made.best == pytest.approx(0.9)
 
 
 def test_what_it_has_seen_goes_on_after_a_restart() -> None:
@@ -122,6 +136,10 @@ def test_what_it_has_seen_goes_on_after_a_restart() -> None:
 def test_a_rule_about_something_unknown_and_one_without_a_bound_are_refused() -> None:
     with pytest.raises(UserError, match="neither a measure nor a reward here"):
         watch(GuardSettings(watch="beauty", below=0.5))
+    with pytest.raises(UserError, match="bound it by drop"):
+        watch(GuardSettings(watch="reward", below=0.5))
+    with pytest.raises(UserError, match="no judge says which that is"):
+        watch(GuardSettings(watch="flicker", below=0.5, action="stop"))
     for bounds in ({}, {"below": 0.5, "drop": 0.1}):
         with pytest.raises(ValueError, match="give one of below, above and drop"):
             GuardSettings(watch="flicker", **bounds)  # type: ignore[arg-type]

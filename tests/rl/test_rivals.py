@@ -60,7 +60,7 @@ NAMES = tuple(algorithms())
 
 
 def experience_of(
-    model: WanGenerator, policies: Policies, algorithm: Algorithm, anchored: tuple[int, ...] = (),
+    model: WanGenerator, policies: Policies, algorithm: Algorithm[Any], anchored: tuple[int, ...] = (),
     prompts: tuple[str, ...] = PLAIN, start: int = 6,
 ) -> Experience:  # fmt: skip
     """Candidates with their trajectory, credit at random."""
@@ -76,7 +76,7 @@ def experience_of(
 
 
 def gradients(
-    model: WanGenerator, policies: Policies, algorithm: Algorithm, data: Experience, micro_batch: int = 3,
+    model: WanGenerator, policies: Policies, algorithm: Algorithm[Any], data: Experience, micro_batch: int = 3,
     chunks: int | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """What one update leaves in the learner's gradients, before they are clipped."""
@@ -96,7 +96,7 @@ def test_how_the_work_is_split_changes_nothing(
     policies, algorithm = policies_of(model), algorithms("uniform")[name]
     algorithm.regulariser.settings = replace(algorithm.regulariser.settings, space=space)
     if isinstance(algorithm, NFT):
-        algorithm.forward_settings = replace(algorithm.forward_settings, context=context)
+        algorithm.settings = replace(algorithm.settings, context=context)
     data = experience_of(model, policies, algorithm, (0, 2, 4), SCRIPTS if scripted else PLAIN)
     whole = gradients(model, policies, algorithm, data)
     parts = gradients(model, policies, algorithm, data, micro_batch, chunks)
@@ -204,7 +204,7 @@ def test_only_anchored_samples_ask_for_the_reference_and_only_they_feel_it(name:
     assert "reference" not in calls
     calls.clear()
     pulled = gradients(model, policies, algorithm, held)
-    levels = algorithm.shared.levels_per_sample
+    levels = algorithm.settings.levels_per_sample
     assert calls.count("reference") == 2 * levels  # one micro-batch in each of two groups has an anchored sample
     credit = torch.zeros(6)
     alone = replace(held, advantages=credit)
@@ -219,7 +219,7 @@ def test_the_pull_is_lambda_times_the_mean_drift_of_the_anchored() -> None:
     model = tiny_world(tiny_stream(3, 9))
     policies, algorithm = policies_of(model), algorithms("selective")["nft"]
     assert isinstance(algorithm, NFT)
-    algorithm.shared = algorithm.forward_settings = replace(algorithm.settings, levels_per_sample=1)
+    algorithm.settings = replace(algorithm.settings, levels_per_sample=1)
     data = replace(experience_of(model, policies, algorithm, (1, 2)), advantages=torch.zeros(6))
     mine = gradients(model, policies, algorithm, data)
     rollout, rng = data.rollout, torch.Generator().manual_seed(5)
@@ -273,7 +273,7 @@ def test_a_step_without_finite_scores_is_dropped_and_counted() -> None:
     rollout = experience_of(model, policies, algorithm).rollout
     values = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     values[2, 1], values[4, 2] = torch.nan, torch.nan  # the third reward is a judge
-    made, metrics = algorithm.prepare(rollout, Scores(("a", "b", "j"), values), torch.Generator())
+    made, metrics = algorithm.prepare(rollout, Scores(("a", "b", "j"), values, trained=2), torch.Generator())
     assert metrics["dropped"] == pytest.approx(1 / 6)
     assert made.advantages[2] == 0 and made.advantages[4] != 0 and not made.anchored[2]
     assert {f"contribution/{name}" for name in "ab"} <= metrics.keys() and "contribution/j" not in metrics

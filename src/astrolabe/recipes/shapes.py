@@ -57,13 +57,18 @@ def shapes_selective() -> TrainConfig:
 def shapes_positive() -> TrainConfig:
     """A rival: good samples pull, none pushes."""
     settings = PositiveSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True)
-    return replace(shapes(), algorithm=settings)
+    return all_samples(replace(shapes(), algorithm=settings))
 
 
 def shapes_reward_weighted() -> TrainConfig:
     """A rival: flow matching on the model's own samples, weighted by reward."""
     settings = RewardWeightedSettings(behavior_keep=0.5, levels_per_sample=2, common_noise=True)
-    return replace(shapes(), algorithm=settings)
+    return all_samples(replace(shapes(), algorithm=settings))
+
+
+def all_samples(cfg: TrainConfig) -> TrainConfig:
+    """Without a choice by advantage: where every sample pulls, those of small advantage count too."""
+    return replace(cfg, optimizer=replace(cfg.optimizer, share=1.0))
 
 
 def shapes_grpo() -> TrainConfig:

@@ -51,8 +51,8 @@ class Member:
 
 
 def score(suite: Sequence[Member], rollout: Rollout, max_dropped: float = 0.0) -> Scores:
-    """Every reward on every candidate, on the CPU. Each sees the prompt in force; where that changed within a clip, its
-    scores are averaged over the frames.
+    """Every reward on every candidate, on the CPU; judges stand last in the suite. Each sees the prompt in force; where
+    that changed within a clip, its scores are averaged over the frames.
 
     What a reward could not score is nan. UserError when that leaves more than the share ``max_dropped`` of the samples
     without a score to train on, and when videos are not finite.
@@ -72,8 +72,9 @@ def score(suite: Sequence[Member], rollout: Rollout, max_dropped: float = 0.0) -
                     found, doubt = judged(member, video, captions)
                     values[part.rows[some], place] += share * found
                     doubts[part.rows[some], place] += share * doubt
-    scores = Scores(tuple(member.reward.name for member in suite), values, doubts)
-    check_dropped(suite, scores, max_dropped)
+    trained = sum(member.role != "judge" for member in suite)
+    scores = Scores(tuple(member.reward.name for member in suite), values, doubts, trained)
+    check_dropped(scores, max_dropped)
     return scores
 
 
@@ -103,22 +104,13 @@ def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSa
     return torch.where(values.isfinite(), values, torch.nan), doubt.float().cpu().nan_to_num()
 
 
-def usable(suite: Sequence[Member], scores: Scores) -> torch.Tensor:
-    """Which samples [b] have a score of every reward that is trained on."""
-    trained = [member.role != "judge" for member in suite]
-    return scores.values[:, trained].isfinite().all(1)
-
-
-def check_dropped(suite: Sequence[Member], scores: Scores, most: float) -> None:
+def check_dropped(scores: Scores, most: float) -> None:
     """UserError when more than the share ``most`` of the samples must be dropped."""
-    valid = usable(suite, scores)
-    if (~valid).float().mean().item() > most:
-        guilty = [
-            f"{name} {int((~scores.column(name).isfinite()).sum())}"
-            for member, name in zip(suite, scores.names, strict=True)
-            if member.role != "judge" and not bool(scores.column(name).isfinite().all())
-        ]
+    lost = ~scores.valid
+    if lost.float().mean().item() > most:
+        missing = {name: int((~scores.column(name).isfinite()).sum()) for name in scores.names[: scores.trained]}
+        guilty = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
         raise UserError(
-            f"{int((~valid).sum())} of {len(valid)} samples got no finite score ({', '.join(guilty)}), more than "
-            f"max_dropped={most:g} allows; look at samples/ of the run, or at the reward"
+            f"{int(lost.sum())} of {len(lost)} samples got no finite score ({guilty}), more than max_dropped={most:g} "
+            "allows; look at samples/ of the run, or at the reward"
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -65,6 +65,10 @@ class ForwardSettings(AlgorithmSettings):
     )
 
 
+Shared = TypeVar("Shared", bound=AlgorithmSettings)
+Noised = TypeVar("Noised", bound=ForwardSettings)
+
+
 @dataclass(frozen=True)
 class Samples:
     """Candidates of one stretch: clean frames [b f c h w], their credit, a seed each, whether they are anchored, and
@@ -86,14 +90,14 @@ class Part(NamedTuple):
     drift_reference: PerSample | None
 
 
-class Algorithm(ABC):
+class Algorithm(ABC, Generic[Shared]):
     """``prepare`` assigns credit, ``losses`` trains one micro-batch, ``after_step`` lets the other policies follow."""
 
     needs_trajectory = False
 
-    def __init__(self, settings: AlgorithmSettings, weights: Sequence[float], regulariser: Regulariser | None = None):
+    def __init__(self, settings: Shared, weights: Sequence[float], regulariser: Regulariser | None = None):
         """``weights`` of the rewards that are trained on: the first columns of the scores; judges come after them."""
-        self.shared, self.weights = settings, tuple(weights)
+        self.settings, self.weights = settings, tuple(weights)
         self.regulariser = regulariser or Regulariser.off()
 
     @abstractmethod
@@ -112,18 +116,17 @@ class Algorithm(ABC):
     def prepare(self, rollout: Rollout, scores: Scores, rng: torch.Generator) -> tuple[Experience, Metrics]:
         """Combine the rewards, compare within groups, mark whom to anchor. Samples without a score are left out."""
         values, size = scores.values[:, : len(self.weights)], rollout.group_size
-        valid = values.isfinite().all(1)
-        rewards = combine_rewards(values, self.weights, self.shared.combine)
-        advantages = group_advantages(rewards, size, self.shared.std)
-        marked, metrics = self.regulariser.mark(scores, valid, size, rng)
-        shares = contributions(values, self.weights, self.shared.combine, size)
+        rewards = combine_rewards(values, self.weights, self.settings.combine)
+        advantages = group_advantages(rewards, size, self.settings.std)
+        marked, metrics = self.regulariser.mark(scores, size, rng)
+        shares = contributions(values, self.weights, self.settings.combine, size)
         metrics |= {f"contribution/{name}": share.item() for name, share in zip(scores.names, shares, strict=False)}
-        metrics["dropped"] = (~valid).float().mean().item()
+        metrics["dropped"] = (~scores.valid).float().mean().item()
         return Experience(rollout, scores, advantages, self.credit(advantages), marked), metrics
 
     def after_step(self, policies: Policies, step: int, metrics: Metrics) -> Metrics:
         """behavior <- keep behavior + (1 - keep) learner; the reference moves when it is due."""
-        policies.blend("learner", into="behavior", keep=self.shared.keep(step))
+        policies.blend("learner", into="behavior", keep=self.settings.keep(step))
         return self.regulariser.after_step(policies, metrics.get("drift_reference"))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -144,12 +147,8 @@ class Algorithm(ABC):
         return drift(learner, reference, sigma, self.regulariser.settings.space)
 
 
-class ForwardProcess(Algorithm):
+class ForwardProcess(Algorithm[Noised]):
     """Algorithms that learn from noise added to the clean clip."""
-
-    def __init__(self, settings: ForwardSettings, weights: Sequence[float], regulariser: Regulariser | None = None):
-        super().__init__(settings, weights, regulariser)
-        self.forward_settings = settings
 
     @abstractmethod
     def loss(self, learner: Latents, behavior: Latents, clean: Latents, credit: PerSample) -> PerSample:
@@ -157,7 +156,7 @@ class ForwardProcess(Algorithm):
 
     def level_table(self, stream: StreamConfig, chunks: int, first: int = 0) -> Tensor:
         """See ``Algorithm``: by default the levels that the sampler visits."""
-        settings = self.forward_settings
+        settings = self.settings
         count, numbers = settings.levels_per_sample, range(first, first + chunks)
         columns = [stream.levels_of(chunk) for chunk in numbers]
         if settings.levels == "unwarped":
@@ -178,14 +177,14 @@ class ForwardProcess(Algorithm):
         For every sample and chunk ``s = levels_per_sample`` levels, without repetition; ``before`` frames of the video
         came earlier. A sample's draw does not depend on the micro-batch it comes in.
         """
-        chunk, count = stream.chunk_frames, self.shared.levels_per_sample
+        chunk, count = stream.chunk_frames, self.settings.levels_per_sample
         table = self.level_table(stream, shape[0] // chunk, before // chunk)
         levels, noises = [], []
         for seed in seeds:
             rng = torch.Generator().manual_seed(seed)
             chance = torch.rand(max(len(table), count), table.shape[1], generator=rng, dtype=torch.float64)
             drawn = chance[:count]
-            if self.forward_settings.levels != "uniform":
+            if self.settings.levels != "uniform":
                 drawn = table.gather(0, chance.where(~table.isnan(), torch.inf).argsort(0)[:count])
             levels.append(drawn.repeat_interleave(chunk, 1))
             noises.append(torch.randn(len(drawn), *shape, generator=rng))
@@ -198,7 +197,7 @@ class ForwardProcess(Algorithm):
         exact = torch.promote_types(clean.dtype, torch.float32)
         for sigma, noise in zip(levels.to(clean.device, exact), noises.to(clean), strict=True):
             whole = flow.add_noise(clean, noise, sigma)
-            facing = forward.facing_noise(whole, sigma) if self.forward_settings.context == "noisy" else forward
+            facing = forward.facing_noise(whole, sigma) if self.settings.context == "noisy" else forward
             for run, place in runs(stream, clean.shape[1], chunks):
                 noisy, level = whole[:, place], sigma[:, place]
                 learner, behavior = facing.predict(noisy, level, run)

@@ -19,7 +19,6 @@ from torch.nn.utils.rnn import pad_sequence
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.rl.algorithm import Algorithm, AlgorithmSettings, Part, Samples, runs
 from astrolabe.rl.forward import Forward
-from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Latents, PerSample
@@ -51,14 +50,10 @@ def clipped(ratio: Float[Tensor, "b chunks"], advantage: PerSample, clip: float)
     return -torch.minimum(ratio * gain, ratio.clamp(1 - clip, 1 + clip) * gain).mean(1)
 
 
-class GRPO(Algorithm):
+class GRPO(Algorithm[GRPOSettings]):
     """Learns from the steps that the sampler took; it needs the trajectory, and no forward of the behavior policy."""
 
     needs_trajectory = True
-
-    def __init__(self, settings: GRPOSettings, weights: tuple[float, ...], regulariser: Regulariser | None = None):
-        super().__init__(settings, weights, regulariser)
-        self.settings = settings
 
     def credit(self, advantages: PerSample) -> PerSample:
         """The advantage itself, cut."""

@@ -28,6 +28,7 @@ from astrolabe.types import Metrics, Rollout, Scores, to_video
 Measure = Literal["motion_energy", "saturation", "sharpness", "flicker", "boundary_jump", "diversity", "latent_shift",
                   "latent_spread"]  # fmt: skip
 Action = Literal["warn", "slow", "refresh", "stop"]
+PIXELS = {"motion_energy": motion_energy, "saturation": saturation, "sharpness": sharpness, "flicker": flicker}
 SLOWER = 0.5  # what `slow` multiplies the learning rate by
 BASE_CLIPS = 2  # of every prompt by the base: as few as can differ
 
@@ -40,13 +41,22 @@ class GuardSettings:
         "a measure (motion_energy, saturation, sharpness, flicker, boundary_jump, diversity, latent_shift, "
         "latent_spread), or the name of one of the run's rewards"
     )
-    below: float | None = setting("the rule speaks when the measure is under this share of the base's", default=None)
-    above: float | None = setting("the rule speaks when the measure is over this share of the base's", default=None)
-    drop: float | None = setting("the rule speaks when the measure is more than this under the base's", default=None)
+    below: float | None = setting(
+        "the rule speaks when the measure is under this share of the base's", default=None, gt=0
+    )
+    above: float | None = setting(
+        "the rule speaks when the measure is over this share of the base's", default=None, gt=0
+    )
+    drop: float | None = setting(
+        "the rule speaks when the measure is more than this under the base's; the one bound for rewards, which may be "
+        "negative",
+        default=None,
+        gt=0,
+    )
     steps: int = setting("for so many steps in a row", unit="steps", default=3, ge=1)
     action: Action = setting(
-        "what is done: warn; slow: half the learning rate from now on; refresh: the learner becomes the reference; "
-        "stop: end the run with the best checkpoint",
+        "what is done: warn; slow: half the learning rate from now on, again each time; refresh: the learner becomes "
+        "the reference; stop: end the run with the best adapter",
         default="warn",
     )
 
@@ -88,25 +98,37 @@ class Alarm:
     message: str
 
 
-def measures(rollout: Rollout, base: Rollout, chunk_frames: int) -> dict[str, float]:
-    """Every measure of a rollout; ``base`` is what the base made in the same place, and may be the same rollout."""
-    values: dict[str, list[Tensor]] = {}
+def compared(rollout: Rollout, base: Rollout, chunk_frames: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Every measure of a rollout, and of what the base made in the same place."""
+    halves = base.latents[::2], base.latents[1::2]  # how far apart two draws of the base are: not quite nothing
+    return (
+        measures(rollout, chunk_frames) | moments(rollout.latents, base.latents),
+        measures(base, chunk_frames) | moments(*halves),
+    )
+
+
+def measures(rollout: Rollout, chunk_frames: int) -> dict[str, float]:
+    """What the pixels of the clips say, mean over their frames, and how much the candidates of a group differ."""
+    totals, frames = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0), 0
     for part in rollout.footage:
-        if part.clip:
-            video = to_video(part.frames)
+        video = to_video(part.frames)
+        if part.clip and video.shape[1] > 2:  # the end of a clip under another prompt may be too short to move
             whole = (video.shape[1] - 1) % 4 == 0
-            for name, found in (
-                ("motion_energy", motion_energy(video)), ("saturation", saturation(video)),
-                ("sharpness", sharpness(video)), ("flicker", flicker(video)),
-                ("boundary_jump", boundary_jump(video, chunk_frames, whole)),
-            ):  # fmt: skip
-                values.setdefault(name, []).append(found)
-    mean, spread = channel_moments(rollout.latents)
-    base_mean, base_spread = channel_moments(base.latents)
-    return {name: torch.cat(found).mean().item() for name, found in values.items()} | {
-        "diversity": diversity(rollout.latents, rollout.group_size).mean().item(),
-        "latent_shift": 1 + ((mean - base_mean) / base_spread.clamp(min=1e-6)).square().mean().sqrt().item(),
-        "latent_spread": (spread / base_spread.clamp(min=1e-6)).mean().item(),
+            frames += video.shape[0] * video.shape[1]
+            for name, measure in PIXELS.items():
+                totals[name] += video.shape[1] * measure(video).sum().item()
+            totals["boundary_jump"] += video.shape[1] * boundary_jump(video, chunk_frames, whole).sum().item()
+    means = {name: total / frames for name, total in totals.items()} if frames else dict.fromkeys(totals, math.nan)
+    return means | {"diversity": diversity(rollout.latents, rollout.group_size).mean().item()}
+
+
+def moments(latents: Tensor, base: Tensor) -> dict[str, float]:
+    """How far the mean of the channels has moved, and how much wider they spread: 1 where nothing changed."""
+    (mean, spread), (base_mean, base_spread) = channel_moments(latents), channel_moments(base)
+    wide = base_spread.clamp(min=1e-6)
+    return {
+        "latent_shift": 1 + ((mean - base_mean) / wide).square().mean().sqrt().item(),
+        "latent_spread": (spread / wide).mean().item(),
     }
 
 
@@ -122,6 +144,13 @@ class Watch:
             if rule.watch not in known:
                 there = ", ".join(known)
                 raise UserError(f"watch.guards: {rule.watch!r} is neither a measure nor a reward here, but {there} are")
+            if rule.watch in rewards and rule.drop is None:
+                raise UserError(f"watch.guards: {rule.watch} is a reward and may be negative: bound it by drop")
+            if rule.action == "stop" and not judges:
+                raise UserError(
+                    "watch.guards: action=stop ends a run with its best adapter, and no judge says which that is: give "
+                    "one reward role=judge and a weight above 0"
+                )
         self.own: dict[str, float] = {}
         self.base: dict[str, float] = {}
         self.broken = [0] * len(settings.guards)
@@ -159,6 +188,8 @@ class Watch:
         if not self.judges:
             return False
         total = sum(weight * scores.column(name).nanmean().item() for name, weight in self.judges.items())
+        if not math.isfinite(total):
+            return False
         self.judgement = self._mixed(None if math.isnan(self.judgement) else self.judgement, total)
         self.judged += 1
         if self.judged * (1 - self.settings.memory) < 1 - 1e-9 or self.judgement <= self.best:
@@ -167,9 +198,10 @@ class Watch:
         return True
 
     def _mixed(self, before: float | None, now: float) -> float:
-        if before is None:
+        """A running average; what is not finite leaves it as it is."""
+        if before is None or not math.isfinite(before):
             return now
-        return self.settings.memory * before + (1 - self.settings.memory) * now
+        return self.settings.memory * before + (1 - self.settings.memory) * now if math.isfinite(now) else before
 
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how it goes on."""

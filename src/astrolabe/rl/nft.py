@@ -8,7 +8,6 @@ from torch import Tensor
 
 from astrolabe.rl import advantages as credit
 from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.config import config, setting
 from astrolabe.types import Latents, PerSample
 
@@ -51,12 +50,8 @@ def nft_loss(
     return optimality * positive + (1 - optimality) * negative
 
 
-class NFT(ForwardProcess):
+class NFT(ForwardProcess[NFTSettings]):
     """The method's own algorithm."""
-
-    def __init__(self, settings: NFTSettings, weights: tuple[float, ...], regulariser: Regulariser | None = None):
-        super().__init__(settings, weights, regulariser)
-        self.settings = settings
 
     def credit(self, advantages: PerSample) -> PerSample:
         """Optimality r in [0, 1]; 1/2 neither pulls nor pushes."""

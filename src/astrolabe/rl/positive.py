@@ -6,7 +6,6 @@ from typing import Literal
 
 from astrolabe.rl import advantages as credit
 from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.config import config, setting
 from astrolabe.types import Latents, PerSample
 
@@ -20,12 +19,8 @@ class PositiveSettings(ForwardSettings):
     a_max: float = setting("advantage at which optimality saturates", unit="standard deviations", default=5.0, gt=0)
 
 
-class Positive(ForwardProcess):
+class Positive(ForwardProcess[PositiveSettings]):
     """r |positive - x0|^2 alone."""
-
-    def __init__(self, settings: PositiveSettings, weights: tuple[float, ...], regulariser: Regulariser | None = None):
-        super().__init__(settings, weights, regulariser)
-        self.settings = settings
 
     def credit(self, advantages: PerSample) -> PerSample:
         """Optimality r in [0, 1]."""

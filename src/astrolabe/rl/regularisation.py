@@ -49,6 +49,11 @@ class RegularisationSettings:
     )
     max_age: int = setting("the reference moves when it is older than this", unit="steps", default=15, ge=1)
 
+    @property
+    def moves(self) -> bool:
+        """Whether there is a reference that moves."""
+        return self.samples != "none" and self.reference == "moving"
+
     def __post_init__(self) -> None:
         low, high = self.share_bounds
         if not 0 < low <= self.share <= high < 1:
@@ -76,11 +81,9 @@ class Regulariser:
         """One that anchors nobody."""
         return cls(RegularisationSettings())
 
-    def mark(
-        self, scores: Scores, valid: Bool[Tensor, "b"], group_size: int, rng: torch.Generator
-    ) -> tuple[Bool[Tensor, "b"], Metrics]:
-        """The samples to anchor, and what there is to log. Samples that are not ``valid`` are never anchored."""
-        settings = self.settings
+    def mark(self, scores: Scores, group_size: int, rng: torch.Generator) -> tuple[Bool[Tensor, "b"], Metrics]:
+        """The samples to anchor, and what there is to log. Those that have no score are never anchored."""
+        settings, valid = self.settings, scores.valid
         if settings.samples in ("none", "uniform"):
             return valid if settings.samples == "uniform" else torch.zeros_like(valid), {}
         assert self.primary is not None
@@ -108,7 +111,7 @@ class Regulariser:
         self.age += 1
         far = drift_reference is not None and self.settings.max_drift is not None
         far = far and drift_reference > self.settings.max_drift  # type: ignore[operator]
-        if self.settings.reference == "moving" and (far or self.age > self.settings.max_age):
+        if self.settings.moves and (far or self.age > self.settings.max_age):
             self.refresh(policies)
         return {"reference_age": float(self.age)}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Literal
 
 from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.config import config, setting
 from astrolabe.types import Latents, PerSample
 
@@ -25,14 +24,8 @@ class RewardWeightedSettings(ForwardSettings):
     max_weight: float = setting("weights are cut at this", default=20.0, gt=0)
 
 
-class RewardWeighted(ForwardProcess):
+class RewardWeighted(ForwardProcess[RewardWeightedSettings]):
     """w |learner - x0|^2."""
-
-    def __init__(
-        self, settings: RewardWeightedSettings, weights: tuple[float, ...], regulariser: Regulariser | None = None
-    ):
-        super().__init__(settings, weights, regulariser)
-        self.settings = settings
 
     def credit(self, advantages: PerSample) -> PerSample:
         """w = exp(A / temperature), cut."""

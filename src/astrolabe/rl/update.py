@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 
 
 def update(
-    generator: Generator, policies: Policies, algorithm: Algorithm, experience: Experience,
+    generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience,
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, lr: float, rng: torch.Generator,
 ) -> Metrics:  # fmt: skip
     """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each, and
@@ -91,15 +91,16 @@ def update(
         group["lr"] = lr
     rollout, strength, anchored = experience.rollout, experience.advantages.abs(), experience.anchored
     seeds = torch.randint(2**62, strength.shape, generator=rng)
-    if algorithm.shared.common_noise:
+    if algorithm.settings.common_noise:
         seeds = seeds[:: rollout.group_size].repeat_interleave(rollout.group_size)
     used = torch.zeros_like(strength, dtype=torch.bool)
     used[strength.topk(math.ceil(settings.share * len(strength))).indices] = True
     used &= strength > 0
-    pull = algorithm.regulariser.settings.strength * settings.minibatches / max(int(anchored.sum()), 1)
+    dealt = torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches)
+    pull = algorithm.regulariser.settings.strength * len(dealt) / max(int(anchored.sum()), 1)
     collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": [], "drift_reference": []}
     policies.compare()
-    for groups in torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches):
+    for groups in dealt:
         optimizer.zero_grad(set_to_none=True)
         losses, drifts, distances = torch.zeros(3, len(strength)).unbind()
         batch = len(groups) * rollout.group_size
@@ -140,7 +141,7 @@ def micro_batches(stretch: Stretch, group_size: int, used: Tensor, anchored: Ten
 
 
 def parts_of(
-    generator: Generator, policies: Policies, algorithm: Algorithm, experience: Experience, stretch: Stretch,
+    generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience, stretch: Stretch,
     text: PromptText, rows: Tensor, seeds: Tensor, chunks: int | None,
 ) -> Iterator[Part]:  # fmt: skip
     """The parts of the loss of candidates ``rows`` over one stretch, each to be taken backward before the next."""

@@ -108,6 +108,12 @@ def way_to(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, Tensor]:
     return gathered("noisy"), gathered("clean")
 
 
+def blank(way: tuple[Tensor, Tensor], rows: int) -> Trajectory:
+    """Room for the ways of all candidates."""
+    noisy, clean = (part.new_full((part.shape[0], rows, *part.shape[2:]), torch.nan) for part in way)
+    return Trajectory(noisy, clean)
+
+
 class Windows:
     """The streams of a batch of prompts, and the windows along them.
 
@@ -159,7 +165,8 @@ class Windows:
         """
         size = group_size or self.rollout.group_size
         order: list[int] = []
-        made: list[Clips] = []
+        latents_of: list[Tensor] = []
+        trajectory: Trajectory | None = None
         footage: list[Footage] = []
         stretches: list[Stretch] = []
         for track in self.tracks:
@@ -172,7 +179,11 @@ class Windows:
                 numbers = [group * size + int(j) for group in track.groups for j in part]
                 clips, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
                 order += numbers
-                made.append(clips)
+                latents_of.append(clips.latents)
+                if clips.way:
+                    trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
+                    for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
+                        kept[: len(own), numbers] = own
                 for videos_of_piece, video in zip(videos, shown, strict=True):
                     videos_of_piece.append(video.unflatten(0, (len(track.groups), len(part))))
             for piece, parts in zip(pieces, videos, strict=True):
@@ -182,13 +193,7 @@ class Windows:
                     Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
                     for place, (group, text) in enumerate(zip(track.groups, track.texts[piece.shot], strict=True))
                 ]
-        place = torch.tensor(order).argsort()
-        trajectory = None
-        if self.trajectory:
-            ways = [clips.way for clips in made if clips.way]
-            noisy, clean = (torch.cat(parts, 1)[:, place] for parts in zip(*ways, strict=True))
-            trajectory = Trajectory(noisy, clean)
-        latents = torch.cat([clips.latents for clips in made])[place]
+        latents = torch.cat(latents_of)[torch.tensor(order).argsort()]
         return Rollout(self.prompts, size, latents, tuple(footage), tuple(stretches), trajectory)
 
     def _side_by_side(
