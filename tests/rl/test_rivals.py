@@ -44,7 +44,7 @@ def exact() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-def algorithms(samples: str = "none") -> dict[str, Algorithm]:
+def algorithms(samples: str = "none") -> dict[str, Algorithm[Any]]:
     """One of each, with the pull of ``samples``."""
     held: Any = {"samples": samples, "strength": 0.3}
     held = [Regulariser(RegularisationSettings(**held), 0, (1,)) for _ in range(4)]
