@@ -1,16 +1,15 @@
 """``python -m benchmarks.plan``: what ``astrolabe plan`` predicts of memory and time, beside what a real step takes.
 
-Each configuration runs in a process of its own, twice: once for what the libraries keep for themselves (code, kernels
-made for a size), then from the beginning, two training steps, the second of which is measured, from before its model
-was made. The reward is the one that compares neighbouring frames. Sizes: the embedded model, and a causal Wan of
-random weights.
+Each configuration runs in a process of its own, twice two training steps. The first time the seconds of the second step
+are taken, and the libraries make what they keep for themselves (code, kernels made for a size). The second time its
+peak memory is, from before its model was made. The reward is the one that compares neighbouring frames. Sizes: the
+embedded model, and a causal Wan of random weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -39,7 +38,7 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import override
 from astrolabe.shapes.world import FPS
 from astrolabe.types import Experience, Scores
-from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
+from benchmarks.measuring import give_back, peak_of_process, reset_peak
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/plan.json")
@@ -100,9 +99,9 @@ def real(cfg: TrainConfig, build: Any) -> tuple[WanGenerator, Policies]:
 def measure(name: str) -> dict[str, Any]:
     """Real steps; the peak of the last beyond what was held before its model, and its seconds."""
     cfg, build = configurations()[name]
-    two_steps(cfg, build)
-    before = at_rest()
     seconds = two_steps(cfg, build)
+    before = give_back()
+    two_steps(cfg, build)
     names = ("history", "rollout and decode", "judging", "update")
     return {
         "measured_bytes": peak_of_process() - before,
@@ -146,9 +145,8 @@ def compare(name: str) -> dict[str, Any]:
     plan = make_plan(cfg, build)
     predicted = plan.total(on_host=True)
     child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.plan", "--alone", name], env=os.environ | GIVE_BACK,
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.plan", "--alone", name], check=True, stdout=subprocess.PIPE, text=True
+    )
     found = json.loads(child.stdout.splitlines()[-1])
     seconds = plan.seconds(measured_speed(cfg))
     return {
