@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from astrolabe.runs import RunFolder, open_run
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train
 from astrolabe.types import Latents, Sigmas, Stretch
-from benchmarks.measuring import give_back, peak_of_process, reset_peak
+from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/cells.json")
@@ -105,18 +106,17 @@ def memory(cell: str) -> int:
     """Bytes at the peak of two steps of a cell, above what the libraries hold."""
     if cell.endswith("full"):
         update_module.Forward = ThroughContext  # type: ignore[misc]
-    before = give_back()
+    before = at_rest()
     reset_peak()
     with tempfile.TemporaryDirectory() as folder:
         train(config(cell, 0, 2), Path(folder) / "run")
         return peak_of_process() - before
 
 
-def in_a_process(*words: str) -> Any:
+def in_a_process(environment: dict[str, str], *words: str) -> Any:
     """The last line that this module prints with ``words``, as JSON."""
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.cells", *words], check=True, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.run([sys.executable, "-m", "benchmarks.cells", *words], env=os.environ | environment,
+                           check=True, stdout=subprocess.PIPE, text=True)  # fmt: skip
     return json.loads(child.stdout.splitlines()[-1])
 
 
@@ -130,12 +130,12 @@ def main() -> None:
     if args.cell:
         print("\n" + json.dumps(memory(args.cell) if args.seed is None else one(args.cell, args.seed, args.steps)))
         return
-    peaks = {cell: in_a_process("--cell", cell) for cell in CELLS}
+    peaks = {cell: in_a_process(GIVE_BACK, "--cell", cell) for cell in CELLS}
     print(peaks, flush=True)
     rows = []
     for seed in SEEDS:
         for cell in CELLS:
-            rows.append(in_a_process("--steps", str(args.steps), "--cell", cell, "--seed", str(seed)))
+            rows.append(in_a_process({}, "--steps", str(args.steps), "--cell", cell, "--seed", str(seed)))
             print(rows[-1], flush=True)
     table = {cell: {"peak_bytes": peaks[cell]} | mean([row for row in rows if row["cell"] == cell]) for cell in CELLS}
     what = {"steps": args.steps, "seeds": SEEDS, "sequence": SEQUENCE, "clip": CLIP}

@@ -1,6 +1,6 @@
 """How peak memory is taken on a CPU: by the kernel's own high-water mark, with freed blocks given back at once.
 
-Giving back costs time: seconds are measured without it.
+Giving back costs time: seconds are measured in another process, without it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import gc
 import re
 from pathlib import Path
 
-# Parameters of glibc's mallopt, by number: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX.
-GIVE_BACK = {-1: 32768, -3: 32768, -8: 1}
+# For the environment of a process whose memory is measured. Else the mark tells how full of gaps the heap happens to be.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "32768", "MALLOC_TRIM_THRESHOLD_": "32768", "MALLOC_ARENA_MAX": "1"}
 
 
 def _status(field: str) -> int:
@@ -35,12 +35,9 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def give_back() -> int:
-    """From now on give back what is freed, at once: else the mark tells how full of gaps the heap happens to be, and a
-    gap from before hides as many bytes of what comes. Gives the bytes that the process holds then."""
-    libc = ctypes.CDLL(None)
-    for parameter, value in GIVE_BACK.items():
-        assert libc.mallopt(parameter, value) == 1
+def at_rest() -> int:
+    """Bytes that the process holds once all that it has freed is given back: a gap from before would hide as many bytes
+    of what comes."""
     gc.collect()
-    libc.malloc_trim(0)
+    ctypes.CDLL(None).malloc_trim(0)
     return resident()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,7 +44,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
-from benchmarks.measuring import give_back, peak_of_process, reset_peak, resident
+from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak, resident
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/streaming.json")
@@ -111,7 +112,7 @@ def memory_of_a_step(position: int, group: int) -> int:
     run.begin(WINDOW)
     run.step()
     run.begin(position)
-    give_back()
+    at_rest()
     reset_peak()
     run.step()
     return peak_of_process()
@@ -119,9 +120,8 @@ def memory_of_a_step(position: int, group: int) -> int:
 
 def in_a_process(*words: str) -> Any:
     """The last line that this module prints with ``words``, as JSON."""
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.streaming", *words], check=True, stdout=subprocess.PIPE, text=True
-    )
+    child = subprocess.run([sys.executable, "-m", "benchmarks.streaming", *words], env=os.environ | GIVE_BACK,
+                           check=True, stdout=subprocess.PIPE, text=True)  # fmt: skip
     return json.loads(child.stdout.splitlines()[-1])
 
 
