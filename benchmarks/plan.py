@@ -1,9 +1,9 @@
 """``python -m benchmarks.plan``: what ``astrolabe plan`` predicts of memory and time, beside what a real step takes.
 
-Each configuration runs in a process of its own, twice: once for what the libraries keep for themselves (code, kernels
-made for a size), then from the beginning, two training steps, the second of which is measured, from before its model
-was made. The reward is the one that compares neighbouring frames. Sizes: the embedded model, and a causal Wan of
-random weights.
+Each configuration runs two training steps, the second of which is measured: its seconds in one process; in another its
+peak memory, from before its model was made, after two steps for what the libraries keep for themselves (code, kernels
+made for a size). The reward is the one that compares neighbouring frames. Sizes: the
+embedded model, and a causal Wan of random weights.
 """
 
 from __future__ import annotations
@@ -96,18 +96,30 @@ def real(cfg: TrainConfig, build: Any) -> tuple[WanGenerator, Policies]:
     return generator, policies
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Real steps; the peak of the last beyond what was held before its model, and its seconds."""
+def seconds_of(name: str) -> dict[str, Any]:
+    """The seconds of a real step by phase."""
+    names = ("history", "rollout and decode", "judging", "update")
+    return {"measured_seconds": dict(zip(names, two_steps(*configurations()[name]), strict=True))}
+
+
+def memory_of(name: str) -> dict[str, Any]:
+    """The peak of a real step beyond what was held before its model."""
     cfg, build = configurations()[name]
     two_steps(cfg, build)
     before = at_rest()
-    seconds = two_steps(cfg, build)
-    names = ("history", "rollout and decode", "judging", "update")
-    return {
-        "measured_bytes": peak_of_process() - before,
-        "libraries_bytes": before,
-        "measured_seconds": dict(zip(names, seconds, strict=True)),
-    }
+    two_steps(cfg, build)
+    return {"measured_bytes": peak_of_process() - before, "libraries_bytes": before}
+
+
+MEASURED = {"memory": memory_of, "seconds": seconds_of}
+
+
+def in_a_process(what: str, name: str) -> Any:
+    """What ``MEASURED[what]`` finds for a configuration."""
+    words = [sys.executable, "-m", "benchmarks.plan", "--measure", what, name]
+    environment = os.environ | (GIVE_BACK if what == "memory" else {})
+    child = subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
@@ -144,11 +156,7 @@ def compare(name: str) -> dict[str, Any]:
     cfg, build = configurations()[name]
     plan = make_plan(cfg, build)
     predicted = plan.total(on_host=True)
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.plan", "--alone", name], env=os.environ | GIVE_BACK,
-        check=True, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    found = json.loads(child.stdout.splitlines()[-1])
+    found = in_a_process("memory", name) | in_a_process("seconds", name)
     seconds = plan.seconds(measured_speed(cfg))
     return {
         "configuration": name, "predicted_bytes": predicted, **found,
@@ -162,10 +170,10 @@ def main() -> None:
     """Every configuration, then the JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
     parser.add_argument("--only", type=int, help="one of them, by its number")
-    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.alone:
-        print("\n" + json.dumps(measure(args.alone)))
+    if args.measure:
+        print("\n" + json.dumps(MEASURED[args.measure[0]](args.measure[1])))
         return
     rows = []
     for number, name in enumerate(configurations()):

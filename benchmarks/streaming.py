@@ -11,7 +11,6 @@ Every measurement of memory has a process of its own; rivals in speed are measur
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -44,7 +43,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
-from benchmarks.measuring import GIVE_BACK, peak_of_process, reset_peak, resident
+from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak, resident
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/streaming.json")
@@ -113,7 +112,7 @@ def memory_of_a_step(position: int, group: int) -> int:
     run.begin(WINDOW)
     run.step()
     run.begin(position)
-    gc.collect()
+    at_rest()
     reset_peak()
     run.step()
     return peak_of_process()
