@@ -29,8 +29,9 @@ bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; p
 	$(BIN)/python -m benchmarks.cells
 	$(BIN)/python -m benchmarks.plots
 
-ablations: $(VENV)/.installed ## regularisers, rewards, losses and rivals, five seeds each (hours; goes on where it stopped)
+ablations: $(VENV)/.installed-dev ## regularisers, rewards, losses, rivals, five seeds each (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.ablations
+	$(BIN)/python -m benchmarks.ablation_plots
 
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading
