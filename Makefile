@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MYPY   := src tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes evidence bench bench-streaming lint clean
+.PHONY: help demo test shapes evidence ablations bench bench-streaming lint clean
 
 help: ## this page
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -28,6 +28,10 @@ bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; p
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.cells
 	$(BIN)/python -m benchmarks.plots
+
+ablations: $(VENV)/.installed-dev ## regularisers, rewards, losses, rivals, five seeds each (hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks.ablations
+	$(BIN)/python -m benchmarks.ablation_plots
 
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading

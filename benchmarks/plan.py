@@ -29,9 +29,8 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.plan import decoder_of, empty_generator, hollow, make_plan, measured_speed
 from astrolabe.recipes.shapes import shapes
-from astrolabe.rewards.base import score
-from astrolabe.rewards.pixels import PixelMotion
-from astrolabe.rl.advantages import optimality
+from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
@@ -139,12 +138,12 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
             clock.append(time.monotonic())
             rollout = windows.candidates(step)
         clock.append(time.monotonic())
-        score([PixelMotion()], rollout)
+        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
         clock.append(time.monotonic())
         # Credit at random: weights at random make videos that are all alike.
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))
         scores = Scores(("credit",), credit[:, None])
-        experience = Experience(rollout, scores, credit, optimality(credit, cfg.algorithm.a_max))
+        experience = Experience(rollout, scores, credit, algorithm.credit(credit), credit > torch.inf)
         update(generator, policies, algorithm, experience, optimizer, cfg.optimizer, cfg.optimizer.lr,
                torch.Generator().manual_seed(step))  # fmt: skip
         clock.append(time.monotonic())

@@ -31,10 +31,9 @@ from astrolabe.models.cache import RollingCache
 from astrolabe.models.candidates import ClipContext
 from astrolabe.models.visibility import visible
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import score
-from astrolabe.rewards.pixels import PixelMotion
+from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl import update as update_module
-from astrolabe.rl.advantages import optimality
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT, NFTSettings
 from astrolabe.rl.policies import LoraSettings, Policies
@@ -93,7 +92,7 @@ class Training:
         """Candidates, scores, an update with credit at random, and on with one of them."""
         with self.policies.using("behavior"):
             rollout = self.windows.candidates(seed)
-        score([PixelMotion()], rollout)
+        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
         self.learn(rollout, seed)
         with self.policies.using("behavior"):
             self.windows.go_on(rollout.latents, [0] * len(self.prompts))
@@ -101,7 +100,8 @@ class Training:
     def learn(self, rollout: Rollout, seed: int) -> None:
         """The update; videos of random weights are all alike, so that their scores say nothing."""
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(seed))
-        experience = Experience(rollout, Scores(("credit",), credit[:, None]), credit, optimality(credit, 5.0))
+        scores = Scores(("credit",), credit[:, None])
+        experience = Experience(rollout, scores, credit, self.algorithm.credit(credit), credit > torch.inf)
         update(self.generator, self.policies, self.algorithm, experience, self.optimizer, self.options, 1e-4,
                torch.Generator().manual_seed(seed))  # fmt: skip
 
@@ -317,7 +317,7 @@ def by_phase(run: Training) -> dict[str, float]:
         with run.policies.using("behavior"):
             rollout = run.windows.candidates(0)
         started = time.monotonic()
-        score([PixelMotion()], rollout)
+        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
         spent["reward"] = time.monotonic() - started
         run.learn(rollout, 0)
     spent["rollout"] -= spent["decode"]

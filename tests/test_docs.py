@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from astrolabe.experiment import TrainConfig, make_rewards
+from astrolabe.rewards.base import Reward
+from astrolabe.runtime.config import load_yaml, save_yaml
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -20,6 +24,19 @@ def test_the_interactive_example_runs() -> None:
     names: dict[str, Any] = {"show": shown.append}
     exec(code, names)
     assert [video.shape[1] for video in shown] == [9, *[12] * 8]
+
+
+def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    suite, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(suite, names)
+    save_yaml(names["config"], tmp_path / "mine.yaml")
+    assert load_yaml(TrainConfig, tmp_path / "mine.yaml") == names["config"]
+    assert [member.role for member in make_rewards(names["config"])][-1] == "judge"
+    exec(own, names)
+    assert isinstance(names["Redness"](), Reward)
+    assert names["Redness"]()(torch.ones(2, 9, 3, 8, 8), ["x", "x"]).tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from astrolabe.experiment import make_prompts
-from astrolabe.recipes.shapes import shapes
+from astrolabe.experiment import RewardSettings, make_algorithm, make_prompts, make_rewards, make_watch
+from astrolabe.recipes.shapes import shapes, shapes_selective
+from astrolabe.rl.guards import GuardSettings, WatchSettings
+from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, parse, split
 from astrolabe.shapes.world import MOTIONS
@@ -25,3 +28,68 @@ def test_more_mini_batches_than_groups_are_refused() -> None:
     cfg = shapes()
     with pytest.raises(UserError, match="choose at most"):
         replace(cfg, optimizer=replace(cfg.optimizer, minibatches=cfg.rollout.prompts + 1))
+
+
+def suite(*rewards: dict[str, Any]) -> tuple[RewardSettings, ...]:
+    return tuple(RewardSettings(**reward) for reward in rewards)
+
+
+JOINT, SHAPE = {"name": "joint"}, {"name": "shape_fit"}
+SELECTIVE = RegularisationSettings(samples="selective")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "regularisation", "said"),
+    [
+        ((JOINT | {"role": "primary"}, SHAPE | {"role": "primary"}), SELECTIVE, "joint and shape_fit are both primary"),
+        ((JOINT, SHAPE), SELECTIVE, "give one reward role=primary"),
+        ((JOINT | {"role": "primary"},), SELECTIVE, "at least one more reward"),
+        ((JOINT | {"role": "primary"}, SHAPE | {"role": "judge"}), SELECTIVE, "at least one more reward"),
+        ((JOINT | {"weight": 0.0}, SHAPE | {"weight": 0.0}), None, "has weight 0"),
+        ((JOINT | {"role": "judge"},), None, "has weight 0"),
+        ((JOINT, JOINT | {"role": "judge"}), None, "joint is a judge and trained on too"),
+        ((JOINT, JOINT), None, "joint is named twice"),
+        ((JOINT | {"role": "primary", "weight": 0.0}, SHAPE), SELECTIVE, "the primary reward joint has weight 0"),
+        (({"name": "motion", "frames": 5},), None, "motion looks at motion and must see every frame"),
+        (({"name": "shape", "frames": 5},), None, "the oracles need at least 9"),
+    ],
+)
+def test_rewards_that_make_no_sense_together_are_refused(
+    rewards: tuple[dict[str, Any], ...], regularisation: RegularisationSettings | None, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        replace(shapes(), rewards=suite(*rewards), regularisation=regularisation or RegularisationSettings())
+
+
+def test_judges_stand_last_and_weigh_nothing_in_training() -> None:
+    rewards = suite({"name": "motion", "role": "judge", "weight": 2.0}, SHAPE | {"weight": 0.5},
+                    JOINT | {"role": "primary"})  # fmt: skip
+    cfg = replace(shapes(), rewards=rewards, regularisation=SELECTIVE)
+    assert [member.reward.name for member in make_rewards(cfg)] == ["shape_fit", "joint", "motion"]
+    algorithm = make_algorithm(cfg)
+    assert algorithm.weights == (0.5, 1.0)
+    assert (algorithm.regulariser.primary, algorithm.regulariser.auxiliary) == (1, (0,))
+    assert make_watch(cfg).judges == {"motion": 2.0}
+
+
+def test_the_selective_recipe_is_the_plain_one_with_a_primary_and_a_pull() -> None:
+    plain, selective = shapes(), shapes_selective()
+    assert replace(selective, rewards=plain.rewards, regularisation=plain.regularisation) == plain
+
+
+def test_a_guard_that_moves_a_reference_needs_one_that_moves() -> None:
+    rewards, guard = (
+        suite(JOINT | {"role": "primary"}, SHAPE),
+        GuardSettings(watch="flicker", above=2.0, action="refresh"),
+    )
+    base = replace(shapes(), rewards=rewards, watch=WatchSettings(guards=(guard,)))
+    for held in (RegularisationSettings(), replace(SELECTIVE, reference="fixed")):
+        with pytest.raises(UserError, match="action=refresh moves the reference"):
+            make_watch(replace(base, regularisation=held))
+    assert make_watch(replace(base, regularisation=SELECTIVE)).wanted
+
+
+def test_uncertainty_is_asked_only_of_a_reward_that_knows_its_own() -> None:
+    rewards = suite(JOINT | {"role": "primary"}, SHAPE)
+    with pytest.raises(UserError, match="joint does not say how uncertain it is"):
+        make_rewards(replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5)))

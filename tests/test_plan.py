@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,6 +15,8 @@ from astrolabe.models.cache import cache_bytes
 from astrolabe.models.lora import lora_parameters
 from astrolabe.plan import Ledger, make_plan
 from astrolabe.recipes.shapes import shapes_tiny
+from astrolabe.rl.grpo import GRPOSettings
+from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.runtime.config import override
 from astrolabe.shapes.model import WAN
 from tests.e2e.test_commands import fails
@@ -53,6 +57,16 @@ def test_what_is_held_is_what_its_sizes_say() -> None:
     assert plan.held["history"] == cache_bytes(WAN, cfg.rollout.prompts, 9, 16, torch.float32)
     assert plan.frames == 4 * (4 * 6 - 3) * 3 * 64 * 64
     assert make_plan(override(cfg, {"offload": "true"})).held["adapters"] == 2 * slot
+
+
+def test_a_pull_and_a_trajectory_are_counted() -> None:
+    plain, pulled = tiny(), replace(tiny(), regularisation=RegularisationSettings(samples="uniform"))
+    assert make_plan(pulled).phases["update"].operations > 1.2 * make_plan(plain).phases["update"].operations
+    offload = replace(pulled, offload=True)
+    assert make_plan(offload).held["adapters"] == make_plan(plain).held["adapters"]  # the reference is needed at home
+    grpo = replace(plain, algorithm=GRPOSettings(behavior_keep=0.0))
+    way = 2 * 2 * 4 * 4 * 6 * 16 * 8 * 8 * 4  # inputs and predictions as made and as kept, levels, candidates, latents
+    assert make_plan(grpo).phases["rollout"].bytes == make_plan(plain).phases["rollout"].bytes + way
 
 
 def test_a_window_far_along_takes_no_more_than_one_that_is_near() -> None:

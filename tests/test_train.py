@@ -10,6 +10,7 @@ import torch
 
 from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes_tiny
+from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.train import Trainer
 from astrolabe.types import Experience, Rollout, Scores
 
@@ -31,7 +32,13 @@ class Moves:
 
 def trainer(cfg: TrainConfig, moves: Any = None) -> Trainer:
     nothing: Any = None
-    return Trainer(cfg, moves, nothing, nothing, moves, nothing, nothing, nothing)
+    return Trainer(cfg, moves, nothing, nothing, moves, nothing, nothing, nothing, nothing)
+
+
+def test_a_reference_that_pulls_comes_home_for_the_update() -> None:
+    moves, pull = Moves(), RegularisationSettings(samples="uniform")
+    trainer(replace(shapes_tiny(), offload=True, regularisation=pull), moves).make_room("update")
+    assert moves.seen[0] == ("reference", "cuda:0")
 
 
 def test_what_is_idle_waits_in_the_hosts_memory_if_asked() -> None:
@@ -51,7 +58,7 @@ def test_a_stream_goes_on_with_the_best_or_with_any(how: Any) -> None:
     made = trainer(replace(base, window=replace(base.window, continue_with=how)))
     credit = torch.tensor([0.1, 0.9, -1.0, 0.3, 0.2, 0.1])
     rollout = Rollout(("a", "b"), 3, torch.zeros(6, 3, 1, 1, 1), (), ())
-    experience = Experience(rollout, Scores(("x",), credit[:, None]), credit, credit)
+    experience = Experience(rollout, Scores(("x",), credit[:, None]), credit, credit, credit > 9)
     chosen = [made.chosen(experience, step) for step in range(90)]
     if how == "best":
         assert chosen == [[1, 0]] * 90

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import torch
 
-from astrolabe.experiment import TrainConfig, check_windows, make_algorithm, make_prompts, make_rewards, resolved
+from astrolabe.experiment import (
+    TrainConfig,
+    check_windows,
+    make_algorithm,
+    make_prompts,
+    make_rewards,
+    make_watch,
+    resolved,
+)
 from astrolabe.models.adapters import fits, read_adapter
 from astrolabe.models.cache import cache_bytes
 from astrolabe.models.lora import linear_layers, lora_parameters
@@ -50,7 +58,8 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
         return
     settings = cfg.model
     yield attempt("device", lambda: device_of(cfg))
-    yield attempt("rewards", lambda: ", ".join(reward.name for reward in make_rewards(cfg)))
+    yield attempt("rewards", lambda: ", ".join(member.reward.name for member in make_rewards(cfg)))
+    yield attempt("guards", lambda: f"{len(make_watch(cfg).settings.guards)}")
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
     stream, wan = STREAM, WAN

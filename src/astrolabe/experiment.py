@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 
@@ -13,11 +14,17 @@ from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Reward
-from astrolabe.rewards.pixels import PixelMotion, PixelSteadiness
+from astrolabe.rewards.base import Member, Reward, Role, UncertainReward
+from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
+from astrolabe.rl.algorithm import Algorithm
+from astrolabe.rl.grpo import GRPO, GRPOSettings
+from astrolabe.rl.guards import Watch, WatchSettings
 from astrolabe.rl.nft import NFT, NFTSettings
 from astrolabe.rl.policies import LoraSettings
+from astrolabe.rl.positive import Positive, PositiveSettings
+from astrolabe.rl.regularisation import RegularisationSettings, Regulariser
+from astrolabe.rl.reward_weighted import RewardWeighted, RewardWeightedSettings
 from astrolabe.rl.update import OptimizerSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runtime.config import config, setting
@@ -25,13 +32,15 @@ from astrolabe.runtime.device import Dtype, check_device, default_dtype, torch_d
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import STREAM, load_shapes_model
+from astrolabe.shapes.oracles import SHORTEST
 from astrolabe.shapes.world import FPS
+from astrolabe.types import Span
 
 HARD = ("bounce", "pulse", "cross")  # words of the scenes that the embedded model gets wrong most
 RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
-                     "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "random"]  # fmt: skip
-# All other rewards know the shapes world alone.
-ANY_VIDEO: dict[str, Reward] = {"pixel_motion": PixelMotion(), "pixel_steadiness": PixelSteadiness()}
+                     "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "pixel_saturation",
+                     "pixel_sharpness", "random"]  # fmt: skip
+ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness")
 
 
 @config
@@ -67,12 +76,22 @@ class ModelChoice:
 
 @config
 class RewardSettings:
-    """One reward and its weight."""
+    """One reward: its weight, its role, and what it sees."""
 
     name: RewardName = setting(
         "reward; steadiness is the opposite of flicker, random is a control that knows nothing; pixel_* judge any video"
     )
     weight: float = setting("share of influence on the sum", default=1.0, ge=0)
+    role: Role = setting(
+        "primary: the one that may be hacked; auxiliary: trained on too; judge: measured and logged, never trained on",
+        default="auxiliary",
+    )
+    span: Span = setting(
+        "what it judges: the clip, the video so far, or both mixed as window.credit says", default="mixed"
+    )
+    frames: int | None = setting(
+        "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
+    )
 
 
 @config
@@ -88,8 +107,13 @@ class TrainConfig:
     )
     rollout: RolloutSettings
     window: WindowSettings
-    rewards: tuple[RewardSettings, ...] = setting("rewards, each by name and weight", min_length=1)
-    algorithm: NFTSettings
+    rewards: tuple[RewardSettings, ...] = setting("rewards, each by name, weight and role", min_length=1)
+    max_dropped: float = setting(
+        "share of a step's samples that may go without a finite score; beyond it the run stops", default=0.1, ge=0, lt=1
+    )
+    algorithm: NFTSettings | PositiveSettings | RewardWeightedSettings | GRPOSettings
+    regularisation: RegularisationSettings = RegularisationSettings()
+    watch: WatchSettings = WatchSettings()
     lora: LoraSettings
     optimizer: OptimizerSettings
     offload: bool = setting(
@@ -102,9 +126,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         names = [reward.name for reward in self.rewards]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        if repeated:
-            raise UserError(f"rewards: {', '.join(repeated)} is named twice; give each reward once, with its weight")
+        check_roles(self.rewards, self.regularisation)
         strangers = [name for name in names if name not in (*ANY_VIDEO, "random")]
         if isinstance(self.model, ReleasedSettings) and strangers:
             raise UserError(
@@ -117,13 +139,50 @@ class TrainConfig:
             )
         if self.optimizer.micro_batch > self.rollout.group_size:
             raise UserError(
-                f"optimizer.micro_batch={self.optimizer.micro_batch}: a prompt has {self.rollout.group_size} candidates "
-                f"(rollout.group_size) and those of one are forwarded together; choose 1 to {self.rollout.group_size}"
+                f"optimizer.micro_batch={self.optimizer.micro_batch}: a prompt has {self.rollout.group_size} "
+                f"candidates (rollout.group_size), forwarded together; choose 1 to {self.rollout.group_size}"
             )
         if self.optimizer.minibatches > self.rollout.prompts:
             raise UserError(
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
                 "prompt) to deal among them; choose at most that many"
+            )
+
+
+def check_roles(rewards: Sequence[RewardSettings], regularisation: RegularisationSettings) -> None:
+    """UserError unless the rewards make sense together, and under this regularisation."""
+    names = [reward.name for reward in rewards]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        roles = {reward.role for reward in rewards if reward.name == name}
+        if "judge" in roles and len(roles) > 1:
+            raise UserError(f"rewards: {name} is a judge and trained on too; what judges must not be learned: drop one")
+        raise UserError(f"rewards: {name} is named twice; give each reward once, with its weight")
+    primaries = [reward.name for reward in rewards if reward.role == "primary"]
+    if len(primaries) > 1:
+        raise UserError(f"rewards: {' and '.join(primaries)} are both primary; one is, the others are auxiliary")
+    trained = [reward for reward in rewards if reward.role != "judge"]
+    if not any(reward.weight for reward in trained):
+        raise UserError("rewards: every reward that is trained on has weight 0; give one of them a weight above it")
+    for reward in rewards:
+        if reward.frames is not None and reward.name not in ONE_FRAME:
+            raise UserError(
+                f"rewards: {reward.name} looks at motion and must see every frame; frames={reward.frames} is for "
+                f"{', '.join(ONE_FRAME)}"
+            )
+        if reward.frames is not None and reward.name not in ANY_VIDEO and reward.frames < SHORTEST:
+            raise UserError(f"rewards: {reward.name} with frames={reward.frames}: the oracles need at least {SHORTEST}")
+    if regularisation.samples in ("selective", "random"):
+        if not primaries:
+            raise UserError(
+                f"regularisation.samples={regularisation.samples} asks where the primary reward and others disagree: "
+                "give one reward role=primary"
+            )
+        if not next(reward.weight for reward in rewards if reward.role == "primary"):
+            raise UserError(f"rewards: the primary reward {primaries[0]} has weight 0; nobody would serve it too well")
+        if len(trained) < 2:
+            raise UserError(
+                f"regularisation.samples={regularisation.samples} compares the primary reward {primaries[0]} with "
+                "auxiliary ones: give at least one more reward that is no judge (it may have weight 0)"
             )
 
 
@@ -156,20 +215,37 @@ def make_generator(settings: ModelSettings) -> WanGenerator:
     return model
 
 
-def make_rewards(cfg: TrainConfig) -> list[Reward]:
-    """The rewards that the settings name, in order."""
-    made: list[Reward] = []
+def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
+    """Those that are trained on, then the judges."""
+    return sorted(rewards, key=lambda reward: reward.role == "judge")
+
+
+def make_rewards(cfg: TrainConfig) -> list[Member]:
+    """The suite that the settings name: first what is trained on, then the judges."""
     oracles = Oracles()
-    for settings in cfg.rewards:
-        if settings.name == "random":
-            made.append(RandomReward(cfg.seed))
-        elif settings.name in ANY_VIDEO:
-            made.append(ANY_VIDEO[settings.name])
-        elif settings.name == "steadiness":
-            made.append(OracleReward("steadiness", "flicker", oracles, sign=-1.0))
-        else:
-            made.append(OracleReward(settings.name, settings.name, oracles))
-    return made
+    suite = [
+        Member(make_reward(settings.name, cfg.seed, oracles), settings.weight, settings.role, settings.span,
+               settings.frames)
+        for settings in in_order(cfg.rewards)
+    ]  # fmt: skip
+    doubted = [member.reward for member in suite if member.role == "primary"]
+    if cfg.regularisation.uncertainty and not all(isinstance(reward, UncertainReward) for reward in doubted):
+        raise UserError(
+            f"regularisation.uncertainty={cfg.regularisation.uncertainty:g}: {doubted[0].name} does not say how "
+            "uncertain it is; leave it at 0"
+        )
+    return suite
+
+
+def make_reward(name: str, seed: int, oracles: Oracles) -> Reward:
+    """One reward by its name."""
+    if name == "random":
+        return RandomReward(seed)
+    if name in ANY_VIDEO:
+        return ANY_VIDEO[name]
+    if name == "steadiness":
+        return OracleReward("steadiness", "flicker", oracles, sign=-1.0)
+    return OracleReward(name, name, oracles)
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:
@@ -190,12 +266,36 @@ def make_prompts(cfg: TrainConfig) -> PromptList:
     return prompts
 
 
-def make_algorithm(cfg: TrainConfig) -> NFT:
+def make_algorithm(cfg: TrainConfig) -> Algorithm[Any]:
     """The algorithm that the settings describe."""
-    return NFT(cfg.algorithm, tuple(reward.weight for reward in cfg.rewards))
+    trained = [reward for reward in in_order(cfg.rewards) if reward.role != "judge"]
+    roles = [reward.role for reward in trained]
+    primary = roles.index("primary") if "primary" in roles else None
+    others = tuple(index for index in range(len(trained)) if index != primary)
+    regulariser, weights = Regulariser(cfg.regularisation, primary, others), tuple(r.weight for r in trained)
+    settings = cfg.algorithm
+    if isinstance(settings, PositiveSettings):
+        return Positive(settings, weights, regulariser)
+    if isinstance(settings, RewardWeightedSettings):
+        return RewardWeighted(settings, weights, regulariser)
+    if isinstance(settings, GRPOSettings):
+        return GRPO(settings, weights, regulariser)
+    return NFT(settings, weights, regulariser)
 
 
-def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: NFT) -> None:
+def make_watch(cfg: TrainConfig) -> Watch:
+    """The guards and judges that the settings describe; UserError for a guard of something unknown."""
+    judges: dict[str, float] = {r.name: r.weight for r in cfg.rewards if r.role == "judge" and r.weight}
+    for guard in cfg.watch.guards:
+        if guard.action == "refresh" and not cfg.regularisation.moves:
+            raise UserError(
+                "watch.guards: action=refresh moves the reference, but regularisation.samples="
+                f"{cfg.regularisation.samples} with reference={cfg.regularisation.reference} has none that moves"
+            )
+    return Watch(cfg.watch, [reward.name for reward in cfg.rewards], judges)
+
+
+def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algorithm[Any]) -> None:
     """UserError unless windows, and scripts if there are any, fall on whole chunks, lie in their video, and have the
     levels asked for. Nothing needs to be loaded for that.
     """

@@ -32,6 +32,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rewards.base import at_once
+from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import make_optimizer
@@ -42,7 +43,7 @@ from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN, keep_linears_in
 from astrolabe.shapes.text import TextEncoder
-from astrolabe.types import Stretch, TextEmbeddings, per_frame
+from astrolabe.types import Stretch, TextEmbeddings, Trajectory, per_frame
 
 # Bytes, and dense bfloat16 operations a second: what their makers say.
 DEVICES = {
@@ -227,7 +228,7 @@ def hold(plan: Plan, ledger: Ledger, generator: WanGenerator, policies: Policies
     weights: list[Tensor] = [
         p for p in generator.transformer.parameters() if p.untyped_storage()._cdata not in adapters
     ]
-    resting = ("reference",) if cfg.offload else ()
+    resting = ("reference",) if cfg.offload and cfg.regularisation.samples == "none" else ()
     parts: dict[str, list[Tensor]] = {
         "weights": weights,
         "decoder": [*module.parameters(), *module.buffers()],
@@ -294,8 +295,10 @@ def play_rollout(
     plan.judging = (1 + 3 * 4) * min(everyone, at_once(pixels)) * pixels  # bytes, and what a reward makes of them
     chunks, levels = window.frames // chunk, len(generator.stream.levels)
     with torch.no_grad(), policies.using("behavior"):
-        # The clips of the micro-batches before, and of this one.
-        kept = torch.zeros(everyone, window.frames, *generator.latent_shape)
+        # The clips of the micro-batches before, and of this one; where it is learned from, also the way to them.
+        steps = 2 * levels if make_algorithm(cfg).needs_trajectory else 0
+        kept = torch.zeros(1 + steps, everyone, window.frames, *generator.latent_shape)
+        made = torch.zeros(steps, rows, window.frames, *generator.latent_shape)
         with counted(plan, ledger, "rollout", batches * chunks * levels):
             cache = generator.new_candidates(cast(RollingCache, stream.cache), rollout.micro_batch, window.frames)
             cache.frames = window.frames - chunk
@@ -307,7 +310,7 @@ def play_rollout(
             _, state = generator.decode(clean, None)
         with counted(plan, ledger, "decode", batches * (chunks - 1)):
             generator.decode(clean, state)
-        del kept
+        del kept, made
 
 
 def play_update(
@@ -325,11 +328,17 @@ def play_update(
     with counted(plan, ledger, "update", samples / len(clean)):
         text = PromptText(generator, policies, stretch.text)
         forward = Forward(generator, policies, stretch, text, clean)
-        credit = torch.zeros(len(clean))
-        for loss, _ in algorithm.losses(forward, clean, credit, [0] * len(clean), options.chunks or window.frames):
-            loss.sum().backward()
+        way = None
+        if algorithm.needs_trajectory:
+            steps = torch.zeros(2, len(generator.stream.levels), *clips.shape).unbind()
+            way = Trajectory(*(kept[:, : len(clean)] for kept in steps))
+        anchored = cfg.regularisation.samples != "none"
+        some = Samples(clean, torch.zeros(len(clean)), [0] * len(clean), anchored, way)
+        for part in algorithm.losses(forward, some, options.chunks or window.frames):
+            total = part.loss.sum()
+            (total if part.drift_reference is None else total + part.drift_reference.sum()).backward()
         text.backward()
-        del forward, text, loss
+        del forward, text, part, total
 
 
 def knobs_that_help(cfg: TrainConfig, budget: float, on_host: bool) -> Iterator[tuple[str, int]]:

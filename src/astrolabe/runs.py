@@ -2,7 +2,8 @@
 
 config.yaml                 the resolved configuration; train from it again with ``astrolabe train config.yaml``
 checkpoints/step_000040/    every state that decides the future
-adapter.safetensors         the learner at the end
+adapter.safetensors         the learner at the end; where a guard stopped the run, the best
+best.safetensors            the adapter that the judges liked best, if there are judges
 metrics.jsonl               one line a step
 samples/step_000000.safetensors   one group with its scores, for the report
 evaluation.json, evaluation.safetensors, report.html, summary.json
@@ -10,8 +11,11 @@ evaluation.json, evaluation.safetensors, report.html, summary.json
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from astrolabe.experiment import ModelSettings, TrainConfig, make_generator
 from astrolabe.models.wan.generator import WanGenerator
@@ -22,7 +26,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import read_metrics
 
-ADAPTER = "adapter.safetensors"
+ADAPTER, BEST = "adapter.safetensors", "best.safetensors"
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,10 @@ def base_fingerprint(generator: WanGenerator) -> str:
     )
 
 
-def save_adapter(path: Path, policies: Policies, cfg: TrainConfig, base: str) -> None:
-    """The learner as one safetensors file that knows its rank, its scale and its base model."""
+def save_adapter(path: Path, adapter: Mapping[str, Tensor], cfg: TrainConfig, base: str) -> None:
+    """An adapter as one safetensors file that knows its rank, its scale and its base model."""
     metadata = {"rank": str(cfg.lora.rank), "alpha": str(cfg.lora.alpha), "model": cfg.model.name, "base": base}
-    save_tensors(path, policies.tensors("learner"), metadata)
+    save_tensors(path, dict(adapter), metadata)
 
 
 def load_adapter(path: Path, generator: WanGenerator, policies: Policies, cfg: TrainConfig) -> None:

@@ -22,23 +22,25 @@ from astrolabe.experiment import (
     make_generator,
     make_prompts,
     make_rewards,
+    make_watch,
     resolved,
 )
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Reward, score
-from astrolabe.rl.nft import NFT
+from astrolabe.rewards.base import Member, score
+from astrolabe.rl.algorithm import Algorithm
+from astrolabe.rl.guards import BASE_CLIPS, Alarm, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.window import Windows
-from astrolabe.runs import ADAPTER, RunFolder, base_fingerprint, make_policies, save_adapter
-from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer, save_tensors
+from astrolabe.runs import ADAPTER, BEST, RunFolder, base_fingerprint, make_policies, save_adapter
+from astrolabe.runtime.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
 from astrolabe.shapes.world import FPS
-from astrolabe.types import Experience, Metrics, to_frames, to_video
+from astrolabe.types import Experience, Metrics, Rollout, Scores, to_frames, to_video
 
 SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
 
@@ -50,13 +52,14 @@ class Trainer:
     cfg: TrainConfig
     generator: WanGenerator
     prompts: PromptList
-    rewards: list[Reward]
+    suite: list[Member]
     policies: Policies
-    algorithm: NFT
+    algorithm: Algorithm[Any]
     optimizer: torch.optim.Optimizer
     windows: Windows
+    watch: Watch
 
-    def step(self, step: int) -> tuple[Experience, Metrics]:
+    def step(self, step: int) -> Turn:
         """Rollout, scores, credit, update: one turn of the method, on one window of the streams."""
         cfg, clock = self.cfg, [time.monotonic()]
         number, turn = divmod(step, cfg.window.per_stream)
@@ -69,16 +72,20 @@ class Trainer:
             clock.append(time.monotonic())
             rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"))
         clock.append(time.monotonic())
-        scores = score(self.rewards, rollout)
+        scores = score(self.suite, rollout, cfg.max_dropped)
+        alarms, metrics = self.compare_with_base(rollout, scores, step)
+        best = self.policies.copy("behavior") if self.watch.judge(scores) else None
         clock.append(time.monotonic())
-        experience = self.algorithm.prepare(rollout, scores)
+        experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
         rng = rng_for(cfg.seed, step, "update")
-        lr = learning_rate(cfg.optimizer, step, cfg.steps)
+        lr = self.watch.rate * learning_rate(cfg.optimizer, step, cfg.steps)
         self.make_room("update")
-        metrics = update(
+        metrics |= credit | update(
             self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, lr, rng
         )
-        self.algorithm.after_step(self.policies)
+        metrics |= self.algorithm.after_step(self.policies, step, metrics)
+        if any(alarm.action == "refresh" for alarm in alarms):
+            self.algorithm.regulariser.refresh(self.policies)
         clock.append(time.monotonic())
         if turn + 1 < cfg.window.per_stream:
             self.make_room("rollout")
@@ -87,7 +94,20 @@ class Trainer:
         clock.append(time.monotonic())
         phases = zip(("history", "rollout", "rewards", "update", "commit"), pairwise(clock), strict=True)
         seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
-        return experience, metrics | {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
+        metrics |= {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
+        return Turn(experience, metrics, alarms, best)
+
+    def compare_with_base(self, rollout: Rollout, scores: Scores, step: int) -> tuple[list[Alarm], Metrics]:
+        """What the guards see: this rollout, and a few clips that the base makes in the same place and history."""
+        if not self.watch.wanted:
+            return [], {}
+        with self.policies.using(None):
+            base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS)
+        normal = score(self.suite, base, max_dropped=1.0)
+        own, usual = compared(rollout, base, self.generator.stream.chunk_frames)
+        means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
+        alarms, metrics = self.watch.see(own | means[0], usual | means[1])
+        return alarms, metrics | {f"alarm/{alarm.action}": 1.0 for alarm in alarms}
 
     def streams(self, number: int) -> tuple[tuple[str, ...], int, int]:
         """Prompts, seed and first window of batch number ``number`` of streams: a function of the number alone."""
@@ -98,42 +118,61 @@ class Trainer:
         """Which candidate of every prompt its stream goes on with."""
         size = experience.rollout.group_size
         if self.cfg.window.continue_with == "best":
-            return [int(i) for i in experience.advantages.view(-1, size).argmax(1)]
-        rng = rng_for(self.cfg.seed, step, "continue")
-        return torch.randint(size, (len(experience.rollout.prompts),), generator=rng).tolist()
+            wish = experience.advantages
+        else:
+            wish = torch.rand(len(experience.advantages), generator=rng_for(self.cfg.seed, step, "continue"))
+        # What no reward could score may be broken: it never becomes history while there is another.
+        return wish.where(experience.scores.valid, -torch.inf).view(-1, size).argmax(1).tolist()
 
     def make_room(self, phase: Literal["rollout", "update"]) -> None:
         """With ``offload``, keep in the host's memory what the phase does not use."""
         if self.cfg.offload:
             home, away = self.generator.device, torch.device("cpu")
-            self.policies.move("reference", away)
+            asked = phase == "update" and self.cfg.regularisation.samples != "none"
+            self.policies.move("reference", home if asked else away)
             self.generator.move_decoder(home if phase == "rollout" else away)
 
     def state(self, step: int) -> dict[str, torch.Tensor]:
-        """Every tensor that decides the future of a run that has done ``step`` steps: the slots, the optimiser, and in
-        the middle of a stream the streams. All else is a function of the step."""
+        """Every tensor that decides the future of a run that has done ``step`` steps: the slots, the optimiser, what
+        algorithm and guards remember, and in the middle of a stream the streams. All else is a function of the step."""
         tensors = {f"{slot}/{key}": value for slot in SLOTS for key, value in self.policies.tensors(slot).items()}
         parts = {"optimizer": flatten_optimizer(self.optimizer, self.policies.trainable())}
+        parts |= {"algorithm": self.algorithm.tensors(), "watch": self.watch.tensors()}
         if step % self.cfg.window.per_stream:
             parts["windows"] = self.windows.tensors()
         return tensors | {f"{part}/{key}": value for part, own in parts.items() for key, value in own.items()}
 
     def restore(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """The inverse of ``state``, strictly."""
-        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in (*SLOTS, "optimizer", "windows")}
+        names = (*SLOTS, "optimizer", "algorithm", "watch", "windows")
+        parts: dict[str, dict[str, torch.Tensor]] = {name: {} for name in names}
         for key, value in tensors.items():
             owner, _, rest = key.partition("/")
             if owner not in parts:
                 raise UserError(f"the checkpoint has an unknown part {owner!r}; it was written by another version")
             parts[owner][rest] = value
+        if not parts["algorithm"] or not parts["watch"]:
+            raise UserError("the checkpoint does not know its regularisation; it was written by another version")
         for slot in SLOTS:
             self.policies.load(slot, parts[slot])
         restore_optimizer(self.optimizer, self.policies.trainable(), parts["optimizer"])
+        self.algorithm.restore(parts["algorithm"])
+        self.watch.restore(parts["watch"])
         if step % self.cfg.window.per_stream:
             batch, seed, _ = self.streams(step // self.cfg.window.per_stream)
             with self.policies.using("behavior"):
                 self.windows.open(batch, [parse_script(line) for line in batch], seed)
                 self.windows.restore(parts["windows"])
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of a step; ``best``: the acting adapter, if the judges were never as content with it as now."""
+
+    experience: Experience
+    metrics: Metrics
+    alarms: list[Alarm]
+    best: dict[str, torch.Tensor] | None
 
 
 def draw(seed: int, step: int, purpose: str) -> int:
@@ -148,8 +187,8 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     """
     cfg, folder = resolved(cfg), RunFolder(out)
     # What cannot work should fail before a folder is made.
-    rewards, prompts = make_rewards(cfg), make_prompts(cfg)
-    algorithm = make_algorithm(cfg)
+    suite, prompts = make_rewards(cfg), make_prompts(cfg)
+    algorithm, watch = make_algorithm(cfg), make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
     generator = make_generator(cfg.model)
     generator.check_prompts(prompts.texts)
@@ -161,10 +200,13 @@ def train(cfg: TrainConfig, out: Path) -> Path:
         identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
         policies = make_policies(cfg, generator)
         optimizer = make_optimizer(policies, cfg.optimizer)
-        windows = Windows(generator, cfg.rollout, cfg.window, FPS)
-        trainer = Trainer(cfg, generator, prompts, rewards, policies, algorithm, optimizer, windows)
+        whole = any(member.span == "video" for member in suite)
+        windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
+        trainer = Trainer(cfg, generator, prompts, suite, policies, algorithm, optimizer, windows, watch)
         loop(trainer, folder, resume(trainer, folder, identity), identity)
-        save_adapter(out / ADAPTER, policies, cfg, identity["base"])
+        best = watch.stopped and (out / BEST).exists()
+        adapter = load_tensors(out / BEST)[0] if best else policies.tensors("learner")
+        save_adapter(out / ADAPTER, adapter, cfg, identity["base"])
     return out
 
 
@@ -173,23 +215,30 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
     cfg, out, store = trainer.cfg, folder.path, folder.checkpoints
     log = MetricsLog(out / "metrics.jsonl")
     log.truncate_after(start - 1)
-    shown = (*[f"reward/{reward.name}" for reward in trainer.rewards], "loss")
+    shown = (*[f"reward/{member.reward.name}" for member in trainer.suite], "loss")
     with ExitStack() as stack:
         board = stack.enter_context(TensorBoardLog(out / "tensorboard", start)) if cfg.tensorboard else None
         interrupt = stack.enter_context(graceful_interrupt())
         display = stack.enter_context(training_display(cfg.steps, start, shown))
         for step in range(start, cfg.steps):
-            experience, metrics = trainer.step(step)
-            log.write(step, metrics)
+            if trainer.watch.stopped:
+                break
+            turn = trainer.step(step)
+            log.write(step, turn.metrics)
             if board:
-                board.write(step, metrics)
-            display.update(step, metrics)
-            done, last = step + 1, step + 1 == cfg.steps
+                board.write(step, turn.metrics)
+            display.update(step, turn.metrics)
+            for alarm in turn.alarms:
+                display.note(f"step {step + 1}: {alarm.action}: {alarm.message}")
+            if turn.best is not None:
+                save_adapter(out / BEST, turn.best, cfg, identity["base"])
+            done = step + 1
+            last = done == cfg.steps or trainer.watch.stopped
             if step % cfg.sample_every == 0 or last:
-                keep_group(out / "samples" / f"step_{step:06d}.safetensors", experience)
+                keep_group(out / "samples" / f"step_{step:06d}.safetensors", turn.experience)
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
-            del experience  # its frames: the next step makes its own
+            del turn  # its frames: the next step makes its own
             if interrupt.requested:
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 
@@ -218,8 +267,11 @@ def credit_metrics(experience: Experience) -> Metrics:
     metrics: dict[str, Any] = {}
     for name in scores.names:
         column = scores.column(name)
-        metrics[f"reward/{name}"] = column.mean().item()
-        metrics[f"group_std/{name}"] = column.view(-1, size).std(1, correction=0).mean().item()
+        groups = column.view(-1, size)
+        spread = (groups - groups.nanmean(1, keepdim=True)).square().nanmean(1).sqrt()
+        metrics[f"reward/{name}"] = column.nanmean().item()
+        metrics[f"group_std/{name}"] = spread.nanmean().item()
+    metrics["latents_rms"] = experience.rollout.latents.square().mean().sqrt().item()  # grows when a policy runs away
     return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
 
 

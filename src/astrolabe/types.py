@@ -9,12 +9,12 @@ A batch of groups is ordered prompt by prompt: ``b = prompts * g``, candidate j 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
@@ -24,6 +24,7 @@ TextEmbeddings = Float[Tensor, "b n d"]
 Sigmas = Float[Tensor, "b f"]  # noise level of each latent frame, in [0, 1]
 PerSample = Float[Tensor, "b"]
 Positions = Literal["absolute", "relative"]
+Span = Literal["mixed", "clip", "video"]
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,27 @@ class Stretch:
 class Footage:
     """Frames of candidates ``rows`` while the prompts in ``captions`` were in force, and what they count.
 
-    The ``share`` of all footage of a candidate adds up to one. ``clip`` tells a part of the clip from a longer piece,
-    which begins before it.
+    ``shares`` says how much of a score is theirs, for a reward that judges the clip, the video so far, or both mixed;
+    over all footage of a candidate each adds up to one. ``clip`` tells a part of the clip from a longer piece, which
+    begins before it.
     """
 
     rows: Int[Tensor, "n"]
     frames: Frames
     captions: tuple[str, ...]
-    share: float
+    shares: Mapping[Span, float]
     clip: bool = True
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How the sampler came to the clips: what it saw at each of its levels, and the clean clip it predicted there.
+
+    Rows of a level that a chunk does not have are nan.
+    """
+
+    noisy: Float[Tensor, "k b f c h w"]
+    clean: Float[Tensor, "k b f c h w"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Rollout:
     latents: Latents
     footage: tuple[Footage, ...]
     stretches: tuple[Stretch, ...]
+    trajectory: Trajectory | None = None
 
     def clips(self, rows: Int[Tensor, "n"]) -> Frames:
         """The clips of candidates of one prompt."""
@@ -79,10 +93,21 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """Raw rewards, higher is better: column m of ``values`` is reward ``names[m]``."""
+    """Raw rewards, higher is better: column m of ``values`` is reward ``names[m]``; nan where it gave no finite score.
+
+    ``uncertainty`` is the rewards' own, 0 for those that know none. The first ``trained`` rewards (None: all) are
+    trained on, the others judge.
+    """
 
     names: tuple[str, ...]
     values: Float[Tensor, "b m"]
+    uncertainty: Float[Tensor, "b m"] | None = None
+    trained: int | None = None
+
+    @property
+    def valid(self) -> Bool[Tensor, "b"]:
+        """The samples that have a score of every reward that is trained on."""
+        return self.values[:, : self.trained].isfinite().all(1)
 
     def column(self, name: str) -> PerSample:
         """The scores of one reward."""
@@ -91,12 +116,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with credit assigned: all that an update needs."""
+    """A rollout with credit assigned: all that an update needs. ``credit`` is what the algorithm made of the advantages
+    (optimality, say); ``anchored`` samples are held near the reference."""
 
     rollout: Rollout
     scores: Scores
     advantages: PerSample
-    optimality: PerSample  # r in [0, 1]; 1/2 neither pulls nor pushes
+    credit: PerSample
+    anchored: Bool[Tensor, "b"]
 
 
 Metrics = dict[str, float]

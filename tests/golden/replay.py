@@ -65,7 +65,7 @@ def replay_stream(path: str, config: dict[str, Any], tensors: dict[str, Tensor])
     cache = model.new_cache(noise.shape[0], noise.shape[1])
     for index, (first, end) in enumerate(model.stream.chunks(noise.shape[1])):
         shape = (noise.shape[0], end - first, *noise.shape[2:])
-        for step, (clean, _) in enumerate(denoise_chunk(model, text, cache, recorded, index, shape)):
+        for step, (_, clean, _) in enumerate(denoise_chunk(model, text, cache, recorded, index, shape)):
             errors.append((clean - tensors[f"chunk{index}.step{step}.x0"]).abs().max())
         errors.append((clean - tensors["latents"][:, first:end]).abs().max())
         model.commit(clean, text, cache)

@@ -16,6 +16,7 @@ from astrolabe import flow
 from astrolabe.data.scripts import parse_script
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import optimality
+from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
 from astrolabe.rl.policies import LoraSettings, Policies
@@ -57,7 +58,8 @@ def experience_of(
         windows.begin(prompts, [parse_script(line) for line in prompts], 1, start)
         made = windows.candidates(7)
     credit = torch.randn(len(made.latents), generator=torch.Generator().manual_seed(3))
-    return Experience(made, Scores(("a",), credit[:, None]), credit, optimality(credit, 5.0))
+    nobody = torch.zeros_like(credit, dtype=torch.bool)
+    return Experience(made, Scores(("a",), credit[:, None]), credit, optimality(credit, 5.0), nobody)
 
 
 class Masked:
@@ -131,8 +133,8 @@ def test_the_gradient_is_that_of_one_masked_sequence_and_none_reaches_the_past(s
     algorithm = NFT(NFTSettings(beta=0.3, behavior_keep=0.5), (1.0,))
     text = PromptText(model, policies, seen.stretches[0].text)
     forward = Forward(model, policies, seen.stretches[0], text, seen.latents)
-    parts = list(algorithm.losses(forward, seen.latents, credit, seeds, 1))
-    sum(loss for loss, _ in parts).sum().backward()  # type: ignore[union-attr]
+    parts = list(algorithm.losses(forward, Samples(seen.latents, credit, seeds), 1))
+    sum(part.loss for part in parts).sum().backward()  # type: ignore[union-attr]
     text.backward()
     mine = {name: tensor.grad for name, tensor in policies.tensors("learner").items()}
     for slot in ("behavior", "reference"):
@@ -145,7 +147,7 @@ def test_the_gradient_is_that_of_one_masked_sequence_and_none_reaches_the_past(s
     sigma, noise = levels[0].double(), noises[0].double()
     noisy = flow.add_noise(seen.latents, noise, sigma)
     expected = reference_loss(model, policies, seen.stretches[0].text, history, seen.latents, noisy, sigma, credit, 0.3)
-    torch.testing.assert_close(sum(loss for loss, _ in parts), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sum(part.loss for part in parts), expected, rtol=1e-9, atol=1e-12)
     expected.sum().backward()
     for name, tensor in policies.trainable().items():
         torch.testing.assert_close(mine[name], tensor.grad, rtol=1e-8, atol=1e-12)
@@ -254,7 +256,7 @@ def test_at_learner_equal_behavior_the_whole_forward_has_the_analytic_gradient()
     model = tiny_world(tiny_stream(3, 9, 3, "relative"))
     policies = policies_of(model, alike=True)
     data = experience_of(model, policies, 6)
-    rollout, r = data.rollout, data.optimality[:3]
+    rollout, r = data.rollout, data.credit[:3]
     stretch: Stretch = rollout.stretches[0]
     made: list[Tensor] = []
     velocity = model.velocity_in_context
@@ -271,7 +273,7 @@ def test_at_learner_equal_behavior_the_whole_forward_has_the_analytic_gradient()
     forward = Forward(model, policies, stretch, PromptText(model, policies, stretch.text), rollout.latents[:3])
     algorithm = NFT(NFTSettings(beta=0.7, behavior_keep=0.5), (1.0,))
     clean = rollout.latents[:3]
-    ((loss, drift),) = algorithm.losses(forward, clean, r, [1, 2, 3], 9)
+    ((loss, drift, _),) = algorithm.losses(forward, Samples(clean, r, [1, 2, 3]), 9)
     loss.sum().backward()
     assert drift.abs().max() == 0
     levels, noises = algorithm.draw(model.stream, clean.shape[1:], [1, 2, 3], stretch.before)
@@ -324,7 +326,8 @@ def test_every_frame_of_every_sample_counts_alike(prompts: tuple[str, ...]) -> N
             forward = Forward(model, policies, stretch, text, clip[:, : stretch.end])
             own = clip[:, stretch.first : stretch.end]
             drawn = [(seeds[row] + stretch.first) % 2**62]
-            ((loss, _),) = algorithm.losses(forward, own, data.optimality[row : row + 1], drawn, 9)
+            samples = Samples(own, data.credit[row : row + 1], drawn)
+            ((loss, _, _),) = algorithm.losses(forward, samples, 9)
             total += loss.item() * own.shape[1] / 6
     assert metrics["loss"] == pytest.approx(total / 6, rel=1e-6)
 

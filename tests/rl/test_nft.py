@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,12 +14,13 @@ from torch import Tensor
 from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
+from astrolabe.rl.algorithm import Part, Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
 from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import OptimizerSettings, clip_gradients, learning_rate, make_optimizer, update
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Latents, PerSample, Rollout, Scores, Stretch
+from astrolabe.types import Experience, Rollout, Scores, Stretch
 from tests.conftest import LATENT, tiny_stream, tiny_wan
 
 SHAPE = (3, 4, 2, 2, 2)
@@ -109,7 +110,8 @@ def experience(prompts: int = 2, group: int = 4, frames: int = 6, dtype: torch.d
         stretches=tuple(Stretch(i, 0, frames, 0, text[i : i + 1], lambda clean: None) for i in range(prompts)),
     )
     advantages = torch.randn(rows, generator=rng, dtype=dtype)
-    return Experience(rollout, Scores(("a",), advantages[:, None]), advantages, optimality(advantages, 5.0))
+    nobody = torch.zeros_like(advantages, dtype=torch.bool)
+    return Experience(rollout, Scores(("a",), advantages[:, None]), advantages, optimality(advantages, 5.0), nobody)
 
 
 SETTINGS = OptimizerSettings(lr=1e-3, micro_batch=3)
@@ -172,7 +174,7 @@ def test_only_the_learner_is_trained_and_behavior_follows() -> None:
     algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.75), (1.0,))
     update(generator, policies, algorithm, experience(), make_optimizer(policies, SETTINGS), SETTINGS, 1e-3,
            torch.Generator().manual_seed(0))  # fmt: skip
-    algorithm.after_step(policies)
+    algorithm.after_step(policies, 0, {})
     learner, behavior = policies.tensors("learner"), policies.tensors("behavior")
     assert any(not torch.equal(learner[k], before["learner"][k]) for k in learner)
     for key in behavior:
@@ -219,12 +221,13 @@ def test_the_loss_is_the_streams_learner_against_behavior_in_the_behaviors_conte
         text = PromptText(generator, policies, stretch.text)
         clean = seen.rollout.latents[row : row + 1]
         forward = Forward(generator, policies, stretch, text, clean)
-        ((loss, drift),) = algorithm.losses(forward, clean, seen.optimality[row : row + 1], seeds, 3)
+        samples = Samples(clean, seen.credit[row : row + 1], seeds)
+        ((loss, drift, _),) = algorithm.losses(forward, samples, 3)
         levels, noises = algorithm.draw(generator.stream, clean.shape[1:], seeds)
         sigma = levels[0].double()
         noisy = flow.add_noise(clean, noises[0].double(), sigma)
         behavior, learner = stream_predictions(generator, policies, stretch.text, clean, noisy, sigma)
-        expected = nft_loss(learner, behavior, clean, seen.optimality[row : row + 1], 0.3)
+        expected = nft_loss(learner, behavior, clean, seen.credit[row : row + 1], 0.3)
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(drift[0], (learner - behavior).square().mean(), rtol=1e-9, atol=1e-12)
 
@@ -273,12 +276,10 @@ class Watched(NFT):
         self.rows = {clip.sum().item(): row for row, clip in enumerate(data.rollout.latents)}
         self.seen: list[dict[int, int]] = []
 
-    def losses(
-        self, forward: Forward, clean: Latents, optimality: PerSample, seeds: Sequence[int], chunks: int
-    ) -> Iterator[tuple[PerSample, PerSample]]:
-        rows = [self.rows[clip.sum().item()] for clip in clean]
-        self.seen.append(dict(zip(rows, seeds, strict=True)))
-        return super().losses(forward, clean, optimality, seeds, chunks)
+    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[Part]:
+        rows = [self.rows[clip.sum().item()] for clip in samples.clean]
+        self.seen.append(dict(zip(rows, samples.seeds, strict=True)))
+        return super().losses(forward, samples, chunks)
 
 
 def watched_update(settings: OptimizerSettings, common_noise: bool = False) -> tuple[Experience, list[dict[int, int]]]:

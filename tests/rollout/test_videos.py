@@ -30,13 +30,14 @@ def test_a_chunk_visits_the_samplers_levels_and_is_renoised_with_fresh_noise() -
     noises = torch.randn(4, 1, 3, *LATENT, dtype=torch.float64)
     cache = wan.new_cache(1, 3)
     steps = list(denoise_chunk(wan, text, cache, lambda chunk, step, shape: noises[step], 0, noises[0].shape))
-    assert [round(level.item(), 4) for _, level in steps] == [1.0, 0.9375, 0.8333, 0.625]
+    assert [round(level.item(), 4) for _, _, level in steps] == [1.0, 0.9375, 0.8333, 0.625]
     noisy = noises[0]
-    for index, (clean, level) in enumerate(steps):
+    for index, (seen, clean, level) in enumerate(steps):
+        assert torch.equal(seen, noisy)
         expected = flow.to_clean(noisy, wan.velocity(noisy, per_frame(level, noisy), text, cache), level.item())
         torch.testing.assert_close(clean, expected)
         if index + 1 < len(steps):
-            noisy = flow.add_noise(clean, noises[index + 1], steps[index + 1][1].item())
+            noisy = flow.add_noise(clean, noises[index + 1], steps[index + 1].sigma.item())
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Rollout, to_video
+from astrolabe.types import Rollout, Span, to_video
 from tests.conftest import tiny_stream, tiny_world
 
 
@@ -163,7 +163,8 @@ def test_streams_go_on_from_their_tensors_exactly(credit: float) -> None:
     assert again.position == 9 and torch.equal(one.latents, two.latents)
     assert len(one.footage) == len(two.footage)
     for mine, other in zip(one.footage, two.footage, strict=True):
-        assert torch.equal(mine.frames, other.frames) and mine.captions == other.captions and mine.share == other.share
+        assert torch.equal(mine.frames, other.frames)
+        assert (mine.captions, mine.shares) == (other.captions, other.shares)
 
 
 @settings(max_examples=12, deadline=None)
@@ -225,10 +226,10 @@ def test_training_sees_what_the_sampler_saw(stream: Any, start: int, prompts: tu
     assert place == len(watch.seen)
 
 
-def shares(rollout: Rollout) -> Tensor:
+def shares(rollout: Rollout, span: Span) -> Tensor:
     total = torch.zeros(len(rollout.latents), dtype=torch.float64)
     for part in rollout.footage:
-        total[part.rows] += part.share
+        total[part.rows] += part.shares[span]
     return total
 
 
@@ -236,7 +237,8 @@ def shares(rollout: Rollout) -> Tensor:
 def test_all_footage_of_a_candidate_counts_as_one_and_names_the_prompt_in_force(credit: float) -> None:
     model = tiny_world()
     rollout = windows_of(model, SCRIPTS, 3, credit=credit).candidates(7)
-    torch.testing.assert_close(shares(rollout), torch.ones(9, dtype=torch.float64))
+    for span in get_args(Span):
+        torch.testing.assert_close(shares(rollout, span), torch.ones(9, dtype=torch.float64))
     named = {(part.captions[0], part.clip): part for part in rollout.footage}
     assert {caption for caption, _ in named} == {"a cat", "a bird", "a dog", "a fish", "a cow", "a pig"}
     for caption, share, frames in (
@@ -245,12 +247,12 @@ def test_all_footage_of_a_candidate_counts_as_one_and_names_the_prompt_in_force(
         ("a fish", 3 / 9, 9),  # after a cut: its first latent frame is one video frame
     ):
         part = named[caption, True]
-        assert part.share == pytest.approx(share) and part.frames.shape[1] == frames
+        assert part.shares["mixed"] == pytest.approx(share) and part.frames.shape[1] == frames
     if not credit:
         assert all(clip for _, clip in named)
         return
     whole, clip = named["a cat", False].frames, named["a cat", True].frames
-    assert named["a cat", False].share == pytest.approx(6 / 9 * credit) and whole.shape[1] == 33
+    assert named["a cat", False].shares["mixed"] == pytest.approx(6 / 9 * credit) and whole.shape[1] == 33
     torch.testing.assert_close(whole[:, 9:], clip)
     torch.testing.assert_close(whole[0, :9], whole[2, :9])
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from astrolabe.models.wan.weights import WRAPPERS, Layout, few
+from astrolabe.runtime.checkpoint import own_metadata
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.tensorfile import FLAT, open_tensors
@@ -85,7 +86,8 @@ def from_diffusers(layer: str) -> str:
 
 
 def read_adapter(path: Path | str) -> Adapter:
-    """An adapter in any layout: a PEFT folder, or a file of LoRA tensors (``lora.pt`` of LongLive among them).
+    """An adapter in any layout: a PEFT folder, or a file of LoRA tensors (``lora.pt`` of LongLive among them). A file
+    that a run wrote says its own alpha.
 
     Raises UserError for anything in it that is not understood: nothing is left out silently.
     """
@@ -93,6 +95,8 @@ def read_adapter(path: Path | str) -> Adapter:
     if path.is_dir():
         config = _peft_config(path)
         path = path / "adapter_model.safetensors"
+    elif alpha := own_metadata(path).get("alpha"):
+        config = {"lora_alpha": float(alpha)}
     file = open_tensors(path)
     container = next((name for name in CONTAINERS if name in file.containers), None)
     if container is None:

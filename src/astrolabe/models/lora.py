@@ -128,6 +128,10 @@ class LoraSlots:
             for side in ("A", "B")
         }
 
+    def copy(self, name: str) -> dict[str, Tensor]:
+        """The adapter's tensors as they are now, in the host's memory."""
+        return {key: value.detach().to("cpu", copy=True) for key, value in self.tensors(name).items()}
+
     @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy an adapter in; UserError names what is missing, unknown or of another size."""

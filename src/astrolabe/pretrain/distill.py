@@ -65,18 +65,6 @@ class Visit:
     sigma: Tensor  # [b, f]
 
 
-class RecordedNoise:
-    """Fresh noise that can be looked up afterwards (``rollout.stream.NoiseSource``)."""
-
-    def __init__(self, generator: torch.Generator):
-        self.generator = generator
-        self.drawn: list[Tensor] = []
-
-    def __call__(self, chunk: int, step: int, shape: Sequence[int]) -> Tensor:
-        self.drawn.append(torch.randn(*shape, generator=self.generator))
-        return self.drawn[-1]
-
-
 class Student:
     """The three networks and their optimizers."""
 
@@ -102,18 +90,17 @@ class Student:
         condition, cache = model.condition(text), model.new_cache(batch, frames)
         cleans, noisies, sigmas = [], [], []
         rows = torch.arange(batch)
+
+        def fresh(chunk: int, step: int, shape: Sequence[int]) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
         for index, (first, end) in enumerate(model.stream.chunks(frames)):
-            noise = RecordedNoise(generator)
             shape = (batch, end - first, *model.latent_shape)
-            steps = list(denoise_chunk(model, condition, cache, noise, index, shape))
-            inputs = [noise.drawn[0]] + [
-                flow.add_noise(clean, fresh, level.item())
-                for (clean, _), fresh, (_, level) in zip(steps, noise.drawn[1:], steps[1:], strict=False)
-            ]
+            steps = list(denoise_chunk(model, condition, cache, fresh, index, shape))
             pick = torch.randint(len(steps), (batch,), generator=generator)
-            noisies.append(torch.stack(inputs)[pick, rows])
-            sigmas.append(torch.stack([level for _, level in steps]).float()[pick, None].expand(-1, end - first))
-            cleans.append(steps[-1][0])
+            noisies.append(torch.stack([step.noisy for step in steps])[pick, rows])
+            sigmas.append(torch.stack([step.sigma for step in steps]).float()[pick, None].expand(-1, end - first))
+            cleans.append(steps[-1].clean)
             model.commit(cleans[-1], condition, cache)
         return Visit(text, torch.cat(cleans, 1), torch.cat(noisies, 1), torch.cat(sigmas, 1))
 

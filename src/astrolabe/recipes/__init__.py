@@ -11,6 +11,10 @@ from astrolabe.recipes import wan as _wan
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "shapes": _shapes.shapes,
     "shapes_random": _shapes.shapes_random,
+    "shapes_selective": _shapes.shapes_selective,
+    "shapes_positive": _shapes.shapes_positive,
+    "shapes_reward_weighted": _shapes.shapes_reward_weighted,
+    "shapes_grpo": _shapes.shapes_grpo,
     "shapes_tiny": _shapes.shapes_tiny,
     "self_forcing": _wan.self_forcing,
     "causal_forcing": _wan.causal_forcing,

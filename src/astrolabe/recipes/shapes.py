@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
+from astrolabe.rl.grpo import GRPOSettings
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
+from astrolabe.rl.positive import PositiveSettings
+from astrolabe.rl.regularisation import RegularisationSettings
+from astrolabe.rl.reward_weighted import RewardWeightedSettings
 from astrolabe.rl.update import OptimizerSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.shapes.model import CLIP_FRAMES
@@ -37,6 +41,39 @@ def shapes() -> TrainConfig:
 def shapes_random() -> TrainConfig:
     """The control: the same run under a reward that knows nothing. It must not lift anything."""
     return replace(shapes(), rewards=(RewardSettings(name="random"),))
+
+
+def shapes_selective() -> TrainConfig:
+    """The same run, where samples that only the joint oracle likes are held near a moving reference."""
+    base = shapes()
+    primary, *others = base.rewards
+    return replace(
+        base,
+        rewards=(replace(primary, role="primary"), *others),
+        regularisation=RegularisationSettings(samples="selective", strength=0.04),
+    )
+
+
+def shapes_positive() -> TrainConfig:
+    """A rival: good samples pull, none pushes."""
+    settings = PositiveSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True)
+    return all_samples(replace(shapes(), algorithm=settings))
+
+
+def shapes_reward_weighted() -> TrainConfig:
+    """A rival: flow matching on the model's own samples, weighted by reward."""
+    settings = RewardWeightedSettings(behavior_keep=0.5, levels_per_sample=2, common_noise=True)
+    return all_samples(replace(shapes(), algorithm=settings))
+
+
+def all_samples(cfg: TrainConfig) -> TrainConfig:
+    """Without a choice by advantage: where every sample pulls, those of small advantage count too."""
+    return replace(cfg, optimizer=replace(cfg.optimizer, share=1.0))
+
+
+def shapes_grpo() -> TrainConfig:
+    """A rival: policy gradients along the sampler's own steps."""
+    return replace(shapes(), algorithm=GRPOSettings(behavior_keep=0.0, levels_per_sample=2))
 
 
 def shapes_tiny() -> TrainConfig:

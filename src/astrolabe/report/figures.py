@@ -128,14 +128,25 @@ def training_charts(records: Records) -> list[Chart]:
     """Everything that a run logs and a reader would ask for; a metric that was never logged has no chart."""
     rewards = {f"reward/{name}": name.replace("_", " ") for name in names_under(records, "reward")}
     spreads = {f"group_std/{name}": name.replace("_", " ") for name in names_under(records, "group_std")}
+    shares = {f"contribution/{name}": name.replace("_", " ") for name in names_under(records, "contribution")}
+    guarded = {f"watch/{name}": name.replace("_", " ") for name in names_under(records, "watch")}
     wanted = (
         (rewards, "Rewards", "Mean of every reward over all candidates of a step. Each step has prompts of its own."),
         (spreads, "Spread within a group", "Standard deviation of a reward among the candidates of one prompt: what "
          "there is to choose from. At zero nothing can be learned."),
+        (shares if len(shares) > 1 else {}, "What the weights do", "The share of the advantages that each reward "
+         "brought in, together one; below zero where the others outvoted it."),
+        ({"disagreement": "disagreement"}, "Disagreement", "By how many ranks the primary reward puts a sample above "
+         "the others, mean over the samples where it does. A rise means that one reward is being served alone."),
+        ({"anchored": "anchored", "rho": "rho"}, "Anchored", "Share of the samples that are held near the reference, "
+         "and the share rho of the disagreeing ones that should be."),
+        (guarded, "Guards", "Running averages of what is watched, in this run and in the base on the same prompts; "
+         "rate is what guards have left of the learning rate."),
         ({"loss": "loss"}, "Loss", "No measure of quality: the model makes its own data, and they move with it."),
         ({"grad_norm": "gradient norm"}, "Gradient norm", "Before clipping."),
-        ({"drift_behavior": "drift"}, "Drift", "Mean squared difference between what the learner and the behavior "
-         "policy (which makes the videos) predict."),
+        ({"drift_behavior": "from the behavior policy", "drift_reference": "anchored ones from the reference"}, "Drift",
+         "Mean squared difference between what the learner predicts and what the behavior policy (which makes the "
+         "videos) and the reference do."),
     )  # fmt: skip
     made = [curves(records, lines, title, caption) for lines, title, caption in wanted
             if any(metric in record for metric in lines for record in records)]  # fmt: skip

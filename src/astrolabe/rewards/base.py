@@ -1,46 +1,81 @@
-"""What a reward is, and a suite of several with weights."""
+"""What a reward is, and the suite of several: weights, roles, and what each of them sees."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import PerSample, Rollout, Scores, Video, to_video
+from astrolabe.types import PerSample, Rollout, Scores, Span, Video, to_video
 
 FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
+
+Role = Literal["primary", "auxiliary", "judge"]
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores videos [b, t, 3, y, x] in [0, 1] against their prompts; higher is better."""
+    """Scores videos [b, t, 3, y, x] in [0, 1] against their prompts; higher is better.
+
+    A score that is not finite drops its sample from the step.
+    """
 
     name: str
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
-        """One finite score a video."""
+        """One score a video."""
         ...
 
 
-def score(rewards: Sequence[Reward], rollout: Rollout) -> Scores:
-    """Every reward on every candidate, on the CPU; UserError when videos or scores are not finite.
+@runtime_checkable
+class UncertainReward(Reward, Protocol):
+    """A reward that knows how uncertain it is."""
 
-    Each sees the prompt in force; where that changed within a clip, its scores are averaged over the frames.
+    def judge(self, video: Video, prompts: Sequence[str]) -> tuple[PerSample, PerSample]:
+        """One score a video, and the standard deviation of each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Member:
+    """A reward in a suite. A judge is measured and logged, never trained on."""
+
+    reward: Reward
+    weight: float = 1.0
+    role: Role = "auxiliary"
+    span: Span = "mixed"
+    frames: int | None = None  # it sees so many, evenly spread; None: all
+
+
+def score(suite: Sequence[Member], rollout: Rollout, max_dropped: float = 0.0) -> Scores:
+    """Every reward on every candidate, on the CPU; judges stand last in the suite. Each sees the prompt in force; where
+    that changed within a clip, its scores are averaged over the frames.
+
+    What a reward could not score is nan. UserError when that leaves more than the share ``max_dropped`` of the samples
+    without a score to train on, and when videos are not finite.
     """
     if not bool(torch.isfinite(rollout.latents).all()):
         raise UserError(
             "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
             "algorithm.beta"
         )
-    columns = torch.zeros(len(rollout.latents), len(rewards))
+    values, doubts = torch.zeros(2, len(rollout.latents), len(suite)).unbind()
     for part in rollout.footage:
         for some in torch.arange(len(part.rows)).split(at_once(part.frames[0].numel())):
             video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
-            for place, reward in enumerate(rewards):
-                columns[part.rows[some], place] += part.share * judged(reward, video, captions)
-    return Scores(tuple(reward.name for reward in rewards), columns)
+            for place, member in enumerate(suite):
+                share = part.shares[member.span]
+                if share:
+                    found, doubt = judged(member, video, captions)
+                    values[part.rows[some], place] += share * found
+                    doubts[part.rows[some], place] += share * doubt
+    trained = sum(member.role != "judge" for member in suite)
+    scores = Scores(tuple(member.reward.name for member in suite), values, doubts, trained)
+    check_dropped(scores, max_dropped)
+    return scores
 
 
 def at_once(pixels: int) -> int:
@@ -48,12 +83,34 @@ def at_once(pixels: int) -> int:
     return max(1, min(8, FLOATS_AT_ONCE // pixels))
 
 
-def judged(reward: Reward, video: Video, captions: Sequence[str]) -> PerSample:
-    """The scores of some videos; UserError when they are not one finite number each."""
-    values = reward(video, captions)
-    if values.shape != (len(video),) or not bool(torch.isfinite(values).all()):
+def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSample, PerSample]:
+    """The scores of some videos and their uncertainty, 0 where a reward knows none; what is not finite is nan.
+
+    UserError when there is not one score a video.
+    """
+    if member.frames is not None and member.frames < video.shape[1]:
+        video = video[:, torch.linspace(0, video.shape[1] - 1, member.frames).round().long()]
+    if isinstance(member.reward, UncertainReward):
+        values, doubt = member.reward.judge(video, captions)
+    else:
+        values = member.reward(video, captions)
+        doubt = torch.zeros_like(values)
+    if values.shape != (len(video),):
         raise UserError(
-            f"reward {reward.name!r} returned shape {list(values.shape)} with {int((~torch.isfinite(values)).sum())} "
-            f"non-finite values; expected {len(video)} finite scores"
+            f"reward {member.reward.name!r} returned shape {list(values.shape)}; expected one score for each of "
+            f"{len(video)} videos"
         )
-    return values.float().cpu()
+    values = values.float().cpu()
+    return torch.where(values.isfinite(), values, torch.nan), doubt.float().cpu().nan_to_num()
+
+
+def check_dropped(scores: Scores, most: float) -> None:
+    """UserError when more than the share ``most`` of the samples must be dropped."""
+    lost = ~scores.valid
+    if lost.float().mean().item() > most:
+        missing = {name: int((~scores.column(name).isfinite()).sum()) for name in scores.names[: scores.trained]}
+        guilty = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
+        raise UserError(
+            f"{int(lost.sum())} of {len(lost)} samples got no finite score ({guilty}), more than max_dropped={most:g} "
+            "allows; look at samples/ of the run, or at the reward"
+        )

@@ -1,4 +1,7 @@
-"""Credit: from raw rewards to advantages to optimality (method, section 3). Pure."""
+"""Credit: from raw rewards to advantages to optimality (method, section 3). Pure.
+
+A sample that a reward could not score is nan there. It takes no part in any mean, and its advantage is zero.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,20 @@ Std = Literal["step", "group", "none"]
 TINY = 1e-6
 
 
-def combine_rewards(values: Float[Tensor, "b m"], weights: Sequence[float], combine: Combine) -> PerSample:
-    """One reward a sample. ``normalize_then_sum`` standardises every column first, so that a weight is a share of
-    influence whatever the scale of its reward; a constant column adds nothing."""
-    weight = torch.tensor(weights, dtype=values.dtype, device=values.device)
+def weighted(values: Float[Tensor, "b m"], weights: Sequence[float], combine: Combine) -> Float[Tensor, "b m"]:
+    """What each reward adds to the sum. ``normalize_then_sum`` standardises every column first, so that a weight is a
+    share of influence whatever the scale of its reward; a constant column adds nothing. One nan spoils its sample."""
+    values = torch.where(values.isfinite().all(1, keepdim=True), values, torch.nan)
     if combine == "normalize_then_sum":
-        centred = values - values.mean(0)
-        std = values.std(0, correction=0)
-        values = torch.where(std > TINY, centred / std.clamp(min=TINY), torch.zeros_like(values))
-    return values @ weight
+        centred = values - values.nanmean(0)
+        std = centred.square().nanmean(0).sqrt()
+        values = torch.where((std > TINY) | values.isnan(), centred / std.clamp(min=TINY), torch.zeros_like(values))
+    return values * torch.tensor(weights, dtype=values.dtype, device=values.device)
+
+
+def combine_rewards(values: Float[Tensor, "b m"], weights: Sequence[float], combine: Combine) -> PerSample:
+    """One reward a sample."""
+    return weighted(values, weights, combine).sum(1)
 
 
 def group_advantages(rewards: PerSample, group_size: int, std: Std) -> PerSample:
@@ -33,13 +41,26 @@ def group_advantages(rewards: PerSample, group_size: int, std: Std) -> PerSample
     A group whose rewards are all equal gets zeros.
     """
     groups = rewards.view(-1, group_size)
-    centred = groups - groups.mean(1, keepdim=True)
+    centred = groups - groups.nanmean(1, keepdim=True)
     if std == "step":
-        centred = centred / rewards.std(correction=0).clamp(min=TINY)
+        centred = centred / (rewards - rewards.nanmean()).square().nanmean().sqrt().clamp(min=TINY)
     elif std == "group":
-        centred = centred / groups.std(1, correction=0, keepdim=True).clamp(min=TINY)
-    equal = (groups.amax(1) - groups.amin(1) <= TINY)[:, None]
-    return torch.where(equal, torch.zeros_like(centred), centred).flatten()
+        centred = centred / centred.square().nanmean(1, keepdim=True).sqrt().clamp(min=TINY)
+    spread = groups.nan_to_num(nan=-torch.inf).amax(1) - groups.nan_to_num(nan=torch.inf).amin(1)
+    return torch.where((spread <= TINY)[:, None], torch.zeros_like(centred), centred).nan_to_num(nan=0.0).flatten()
+
+
+def contributions(
+    values: Float[Tensor, "b m"], weights: Sequence[float], combine: Combine, group_size: int
+) -> Float[Tensor, "m"]:
+    """Which share of the advantages' variance each reward brings in; together one, or zeros where nothing varies.
+
+    A share is below zero where a reward was outvoted by the others.
+    """
+    added = weighted(values, weights, combine).view(-1, group_size, len(weights))
+    centred = (added - added.nanmean(1, keepdim=True)).nan_to_num(nan=0.0).flatten(0, 1)
+    shares = (centred * centred.sum(1, keepdim=True)).sum(0)
+    return shares / shares.sum() if shares.sum() > TINY**2 else torch.zeros_like(shares)
 
 
 def optimality(advantages: PerSample, a_max: float) -> PerSample:

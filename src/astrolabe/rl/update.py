@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from astrolabe.models.base import Generator
+from astrolabe.rl.algorithm import Algorithm, Part, Samples
 from astrolabe.rl.forward import Forward, PromptText
-from astrolabe.rl.nft import NFT
 from astrolabe.rl.policies import Policies
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Metrics, PerSample, Stretch
+from astrolabe.types import Experience, Metrics, Stretch, Trajectory
 
 
 @config
@@ -78,66 +78,85 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 
 
 def update(
-    generator: Generator, policies: Policies, algorithm: NFT, experience: Experience, optimizer: torch.optim.Optimizer,
-    settings: OptimizerSettings, lr: float, rng: torch.Generator,
+    generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience,
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, lr: float, rng: torch.Generator,
 ) -> Metrics:  # fmt: skip
-    """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each.
+    """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each, and
+    hold the anchored ones near the reference.
 
-    Samples of zero advantage neither pull nor push and are never forwarded. A group stays in one mini-batch, where its
-    advantages sum to about zero.
+    Samples that neither have an advantage nor are anchored are never forwarded. A group stays in one mini-batch, where
+    its advantages sum to about zero. An anchored sample weighs the same in whichever mini-batch it is.
     """
     for group in optimizer.param_groups:
         group["lr"] = lr
-    rollout, strength = experience.rollout, experience.advantages.abs()
+    rollout, strength, anchored = experience.rollout, experience.advantages.abs(), experience.anchored
     seeds = torch.randint(2**62, strength.shape, generator=rng)
     if algorithm.settings.common_noise:
         seeds = seeds[:: rollout.group_size].repeat_interleave(rollout.group_size)
     used = torch.zeros_like(strength, dtype=torch.bool)
     used[strength.topk(math.ceil(settings.share * len(strength))).indices] = True
     used &= strength > 0
-    collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": []}
+    dealt = torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches)
+    pull = algorithm.regulariser.settings.strength * len(dealt) / max(int(anchored.sum()), 1)
+    collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": [], "drift_reference": []}
     policies.compare()
-    for groups in torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches):
+    for groups in dealt:
         optimizer.zero_grad(set_to_none=True)
-        losses, drifts = torch.zeros(2, len(strength)).unbind()
+        losses, drifts, distances = torch.zeros(3, len(strength)).unbind()
         batch = len(groups) * rollout.group_size
         for stretch in (stretch for group in groups for stretch in rollout.stretches if stretch.group == group):
-            own = torch.arange(stretch.group * rollout.group_size, (stretch.group + 1) * rollout.group_size)
-            own = own[used[own]]
-            if not len(own):
-                continue
-            text = PromptText(generator, policies, stretch.text)
-            for rows in own.split(settings.micro_batch):
+            text: PromptText | None = None
+            for rows in micro_batches(stretch, rollout.group_size, used, anchored, settings.micro_batch):
+                text = text or PromptText(generator, policies, stretch.text)
                 share = (stretch.end - stretch.first) / rollout.latents.shape[1]
-                for loss, drift in losses_of(generator, policies, algorithm, experience, stretch, text, rows, seeds,
-                                             settings.chunks):  # fmt: skip
-                    (share * loss.sum() / batch).backward()
-                    losses[rows] += share * loss.detach().cpu().float()
-                    drifts[rows] += share * drift.cpu().float()
-            text.backward()
-        trained = used & torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
-        if not bool(trained.any()):
+                for part in parts_of(generator, policies, algorithm, experience, stretch, text, rows, seeds,
+                                     settings.chunks):  # fmt: skip
+                    counted = used[rows].to(part.loss)
+                    total = share * (part.loss * counted).sum() / batch
+                    if part.drift_reference is not None:
+                        total = total + share * pull * part.drift_reference.sum()
+                        distances[rows] += share * part.drift_reference.detach().cpu().float()
+                    total.backward()
+                    losses[rows] += share * part.loss.detach().cpu().float()
+                    drifts[rows] += share * part.drift_behavior.cpu().float()
+            if text is not None:
+                text.backward()
+        own = torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
+        if not bool((own & (used | anchored)).any()):
             continue
-        collected["loss"].extend(losses[trained].tolist())
-        collected["drift_behavior"].extend(drifts[trained].tolist())
+        collected["loss"].extend(losses[own & used].tolist())
+        collected["drift_behavior"].extend(drifts[own & used].tolist())
+        collected["drift_reference"].extend(distances[own & anchored].tolist())
         collected["grad_norm"].append(clip_gradients(list(policies.trainable().values()), settings.max_grad_norm))
         optimizer.step()
         policies.alike = False
     return {name: sum(values) / len(values) for name, values in collected.items() if values}
 
 
-def losses_of(
-    generator: Generator, policies: Policies, algorithm: NFT, experience: Experience, stretch: Stretch,
+def micro_batches(stretch: Stretch, group_size: int, used: Tensor, anchored: Tensor, size: int) -> Iterator[Tensor]:
+    """Candidates of one prompt that are forwarded at once: anchored ones apart, for they need the reference."""
+    own = torch.arange(stretch.group * group_size, (stretch.group + 1) * group_size)
+    for rows in (own[used[own] & ~anchored[own]], own[anchored[own]]):
+        yield from (part for part in rows.split(size) if len(part))
+
+
+def parts_of(
+    generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience, stretch: Stretch,
     text: PromptText, rows: Tensor, seeds: Tensor, chunks: int | None,
-) -> Iterator[tuple[PerSample, PerSample]]:  # fmt: skip
+) -> Iterator[Part]:  # fmt: skip
     """The parts of the loss of candidates ``rows`` over one stretch, each to be taken backward before the next."""
-    clips = experience.rollout.latents[rows.to(experience.rollout.latents.device)]
+    rollout, span = experience.rollout, slice(stretch.first, stretch.end)
+    place = rows.to(rollout.latents.device)
+    clips = rollout.latents[place]
     forward = Forward(generator, policies, stretch, text, clips[:, : stretch.end])
-    own = clips[:, stretch.first : stretch.end]
-    optimality = experience.optimality[rows].to(own)
+    own = clips[:, span]
     # Stretches of a clip draw apart: they are never at one level together in the sampler either.
-    drawn = [(seed + stretch.first) % 2**62 for seed in seeds[rows].tolist()]
-    yield from algorithm.losses(forward, own, optimality, drawn, chunks or own.shape[1])
+    drawn: Sequence[int] = [(seed + stretch.first) % 2**62 for seed in seeds[rows].tolist()]
+    way = rollout.trajectory
+    if way is not None:
+        way = Trajectory(way.noisy[:, place, span], way.clean[:, place, span])
+    samples = Samples(own, experience.credit[rows].to(own), drawn, bool(experience.anchored[rows[0]]), way)
+    yield from algorithm.losses(forward, samples, chunks or own.shape[1])
 
 
 def clip_gradients(parameters: list[Tensor], max_norm: float) -> float:

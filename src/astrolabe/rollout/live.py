@@ -73,7 +73,7 @@ class VideoStream:
         shape = (self.videos, stream.chunk_frames, *self.generator.latent_shape)
         opening = 0 if self.frames == 0 else 1  # the first chunk of a video may have steps of its own
         numbered = Numbered(self.noise, self.index)
-        *_, (clean, _) = denoise_chunk(self.generator, self.condition, self.cache, numbered, opening, shape)
+        *_, (_, clean, _) = denoise_chunk(self.generator, self.condition, self.cache, numbered, opening, shape)
         self._remember(clean)
         self.index += 1
         return Chunk(self.index - 1, clean, self._decode(clean))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -34,15 +34,23 @@ class SeededNoise:
         return torch.stack([torch.randn(*shape[1:], generator=g) for g in self.generators])
 
 
+class Denoised(NamedTuple):
+    """One sampler level of a chunk: what the network saw, and the clean chunk it predicted."""
+
+    noisy: Latents
+    clean: Latents
+    sigma: Tensor
+
+
 def denoise_chunk(
     generator: Generator, text: object, cache: StreamMemory, noise: NoiseSource, chunk: int, shape: Sequence[int]
-) -> Iterator[tuple[Latents, Tensor]]:
-    """(predicted clean chunk, level) after each sampler level; the last is the chunk (method: few-step sampling)."""
+) -> Iterator[Denoised]:
+    """Every sampler level of a chunk; the last clean one is the chunk (method: few-step sampling)."""
     levels = generator.stream.levels_of(chunk)
     noisy = noise(chunk, 0, shape).to(generator.device)
     for step, sigma in enumerate(levels.tolist()):
         clean = flow.to_clean(noisy, generator.velocity(noisy, per_frame(sigma, noisy), text, cache), sigma)
-        yield clean, levels[step]
+        yield Denoised(noisy, clean, levels[step])
         if step + 1 < len(levels):
             fresh = noise(chunk, step + 1, shape).to(generator.device)
             noisy = flow.add_noise(clean, fresh, levels[step + 1].item())
@@ -57,7 +65,7 @@ def stream(generator: Generator, text: object, batch: int, frames: int, noise: N
     cache = generator.new_cache(batch, frames)
     for index, (first, end) in enumerate(chunks):
         shape = (batch, end - first, *generator.latent_shape)
-        *_, (clean, _) = denoise_chunk(generator, text, cache, noise, index, shape)
+        *_, (_, clean, _) = denoise_chunk(generator, text, cache, noise, index, shape)
         if end < frames:  # nothing will look back at the last chunk
             generator.commit(clean, text, cache)
         yield clean

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from astrolabe.data.scripts import Script, plan
 from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
-from astrolabe.rollout.stream import denoise_chunk
-from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Video, to_frames
+from astrolabe.rollout.stream import Denoised, denoise_chunk
+from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Trajectory, Video, to_frames
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,44 @@ class Track:
             self.shown.append(to_frames(video))
 
 
-class Windows:
-    """The streams of a batch of prompts, and the windows along them."""
+class Clips(NamedTuple):
+    """Candidates [b f c h w]; where the way to them is kept, what the network saw and predicted at every level, each
+    [k b f c h w]."""
 
-    def __init__(self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int):
+    latents: Latents
+    way: tuple[Tensor, Tensor] | None
+
+
+def way_to(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, Tensor]:
+    """The levels of every chunk, as one tensor of inputs and one of predictions; nan where a chunk has fewer."""
+    most = max(map(len, chunks))
+
+    def gathered(name: Literal["noisy", "clean"]) -> Tensor:
+        blank = torch.full_like(chunks[0][0].clean, torch.nan)
+        return torch.cat([torch.stack([getattr(step, name) for step in steps] + [blank] * (most - len(steps)))
+                          for steps in chunks], 2)  # fmt: skip
+
+    return gathered("noisy"), gathered("clean")
+
+
+def blank(way: tuple[Tensor, Tensor], rows: int) -> Trajectory:
+    """Room for the ways of all candidates."""
+    noisy, clean = (part.new_full((part.shape[0], rows, *part.shape[2:]), torch.nan) for part in way)
+    return Trajectory(noisy, clean)
+
+
+class Windows:
+    """The streams of a batch of prompts, and the windows along them.
+
+    ``whole``: some reward judges the video so far, so its pixels are kept; ``trajectory``: so is the sampler's way.
+    """
+
+    def __init__(
+        self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int,
+        whole: bool = False, trajectory: bool = False,
+    ):  # fmt: skip
         self.generator, self.rollout, self.window, self.fps = generator, rollout, window, fps
+        self.whole, self.trajectory = whole or window.credit > 0, trajectory
         self.prompts: tuple[str, ...] = ()
         self.tracks: list[Track] = []
 
@@ -107,7 +141,7 @@ class Windows:
             for piece in track.pieces(start):
                 track.enter(piece.shot)
                 for _ in range(piece.first, piece.end, self.generator.stream.chunk_frames):
-                    track.show(track.stream.step().video, self.window.credit > 0)
+                    track.show(track.stream.step().video, self.whole)
 
     def open(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int) -> None:
         """New streams without a frame; UserError when a script does not fit the length of the video."""
@@ -123,14 +157,16 @@ class Windows:
             self.tracks.append(Track(groups, own, tuple(accumulate(timing[0])), texts, stream))
 
     @torch.no_grad()
-    def candidates(self, seed: int) -> Rollout:
-        """``group_size`` clips of the next window of every stream, under the policy in force; the streams stay.
+    def candidates(self, seed: int, group_size: int | None = None) -> Rollout:
+        """Clips of the next window of every stream, ``group_size`` of each (the settings' when not said), under the
+        policy in force; the streams stay.
 
         The noise of candidate j of prompt i belongs to (``seed``, i, j), however the work is split.
         """
-        size = self.rollout.group_size
+        size = group_size or self.rollout.group_size
         order: list[int] = []
-        latents: list[Tensor] = []
+        latents_of: list[Tensor] = []
+        trajectory: Trajectory | None = None
         footage: list[Footage] = []
         stretches: list[Stretch] = []
         for track in self.tracks:
@@ -141,9 +177,13 @@ class Windows:
             videos: list[list[Tensor]] = [[] for _ in pieces]
             for part in torch.arange(size).split(self.rollout.micro_batch):
                 numbers = [group * size + int(j) for group in track.groups for j in part]
-                made, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
+                clips, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
                 order += numbers
-                latents.append(made)
+                latents_of.append(clips.latents)
+                if clips.way:
+                    trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
+                    for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
+                        kept[: len(own), numbers] = own
                 for videos_of_piece, video in zip(videos, shown, strict=True):
                     videos_of_piece.append(video.unflatten(0, (len(track.groups), len(part))))
             for piece, parts in zip(pieces, videos, strict=True):
@@ -153,18 +193,19 @@ class Windows:
                     Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
                     for place, (group, text) in enumerate(zip(track.groups, track.texts[piece.shot], strict=True))
                 ]
-        clips = torch.cat(latents)[torch.tensor(order).argsort()]
-        return Rollout(self.prompts, size, clips, tuple(footage), tuple(stretches))
+        latents = torch.cat(latents_of)[torch.tensor(order).argsort()]
+        return Rollout(self.prompts, size, latents, tuple(footage), tuple(stretches), trajectory)
 
     def _side_by_side(
         self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise
-    ) -> tuple[Latents, list[Frames]]:
+    ) -> tuple[Clips, list[Frames]]:
         """``width`` candidates of every prompt of a track, in step: their latents, and the frames of every piece."""
         generator, stream = self.generator, track.stream
         rows = torch.arange(len(track.groups), device=generator.device).repeat_interleave(width)
         cache, condition = generator.new_candidates(stream.cache, width, pieces[0].end), stream.condition
         state = generator.decoder_select(stream.state, rows)
         clean: list[Tensor] = []
+        steps: list[list[Denoised]] = []
         videos: list[Tensor] = []
         for piece in pieces:
             if piece is not pieces[0]:
@@ -178,16 +219,19 @@ class Windows:
             for first, end, place in self._chunks(piece):
                 shape = (len(rows), end - first, *generator.latent_shape)
                 fresh = opening and first == piece.first  # the first chunk of a video may have steps of its own
-                *_, (chunk, _) = denoise_chunk(
+                *before, last = denoise_chunk(
                     generator, condition, cache, Numbered(noise, place), 0 if fresh else 1, shape
                 )
+                if self.trajectory:
+                    steps.append([*before, last])
+                chunk = last.clean
                 if end < piece.end:  # nothing will look back at a piece's last chunk: a branch runs it again
                     generator.commit(chunk, condition, cache)
                 video, state = generator.decode(chunk, state)
                 clean.append(chunk)
                 pixels.append(to_frames(video))
             videos.append(torch.cat(pixels, 1))
-        return torch.cat(clean, 1), videos
+        return Clips(torch.cat(clean, 1), way_to(steps) if self.trajectory else None), videos
 
     def _chunks(self, piece: Piece) -> Iterator[tuple[int, int, int]]:
         """(first, end) frame of every chunk of a piece, and its number in the window."""
@@ -206,14 +250,16 @@ class Windows:
 
     def _footage(self, track: Track, piece: Piece, rows: Tensor, frames: Frames) -> Iterator[Footage]:
         """What is judged of a piece: its own pixels, and those of its shot so far, as ``credit`` divides it."""
-        size, credit = self.rollout.group_size, self.window.credit
+        size, credit = len(rows) // len(track.groups), self.window.credit
         share = (piece.end - piece.first) / self.window.frames
         captions = tuple(prompt for prompt in track.captions(piece.shot) for _ in range(size))
         before = track.shown if piece.first == 0 else []
-        yield Footage(rows, frames, captions, share * (1 - credit if before else 1.0))
-        if before:
-            past = torch.cat(before, 1).repeat_interleave(size, 0)
-            yield Footage(rows, torch.cat([past, frames], 1), captions, share * credit, clip=False)
+        if not before:
+            yield Footage(rows, frames, captions, {"clip": share, "video": share, "mixed": share})
+            return
+        yield Footage(rows, frames, captions, {"clip": share, "video": 0.0, "mixed": share * (1 - credit)})
+        whole = torch.cat([torch.cat(before, 1).repeat_interleave(size, 0), frames], 1)
+        yield Footage(rows, whole, captions, {"clip": 0.0, "video": share, "mixed": share * credit}, clip=False)
 
     def go_on(self, latents: Latents, chosen: Sequence[int]) -> None:
         """Commit candidate ``chosen[i]`` of every prompt i, under the policy in force: it becomes history."""
@@ -223,7 +269,7 @@ class Windows:
             track.stream.renew()
             for piece in track.pieces(self.window.frames):
                 track.enter(piece.shot)
-                track.show(track.stream.extend(clips[:, piece.first : piece.end]), self.window.credit > 0)
+                track.show(track.stream.extend(clips[:, piece.first : piece.end]), self.whole)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that decides how the streams go on: for ``restore``, with the same prompts and seed."""

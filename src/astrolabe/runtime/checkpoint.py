@@ -41,6 +41,16 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     _flush(path.parent)
 
 
+def own_metadata(path: Path | str) -> dict[str, str]:
+    """What ``save_tensors`` was told of a file; empty for a file that it did not write."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, str] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            return found
+    except (OSError, SafetensorError, ValueError):
+        return {}
+
+
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors, on the CPU, and the metadata of a safetensors file; UserError when it is missing or broken."""
     try:

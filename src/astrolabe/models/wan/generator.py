@@ -111,16 +111,22 @@ class WanGenerator:
         cache.advance(clean.shape[1])
 
     @torch.no_grad()
-    def context(self, clean: Latents, text: Conditioning, history: RollingCache | None = None) -> ClipContext:
+    def context(
+        self, clean: Latents, text: Conditioning, history: RollingCache | None = None, sigma: Sigmas | None = None
+    ) -> ClipContext:
         """What the chunks of clean clips leave in the cache, in one pass and without gradient.
 
-        With a ``history`` the clips go on from it: candidates, several of which may share one row.
+        With a ``history`` the clips go on from it: candidates, several of which may share one row. With ``sigma`` the
+        frames are noisy, at these levels.
         """
-        return self._context(clean, text, history)
+        return self._context(clean, text, history, sigma)
 
-    def _context(self, clean: Latents, text: Conditioning, history: RollingCache | None = None) -> ClipContext:
+    def _context(
+        self, clean: Latents, text: Conditioning, history: RollingCache | None = None, sigma: Sigmas | None = None
+    ) -> ClipContext:
         memory = ClipContext(self.stream, clean.shape[1], history)
-        self._run(clean, clean.new_zeros(clean.shape[:2]), text, memory, memory.position)
+        timestep = clean.new_zeros(clean.shape[:2]) if sigma is None else sigma * TIMESTEPS
+        self._run(clean, timestep, text, memory, memory.position)
         return memory
 
     def velocity_in_context(

@@ -1,0 +1,222 @@
+"""Watching a run from outside its rewards: measures that need no weights, beside those of the base model on the same
+prompts, and rules of what to do when they part (method, section 5, is what the reference is for; guards are for what no
+reward sees)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from astrolabe.rewards.pixels import (
+    boundary_jump,
+    channel_moments,
+    diversity,
+    flicker,
+    motion_energy,
+    saturation,
+    sharpness,
+)
+from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.errors import UserError
+from astrolabe.types import Metrics, Rollout, Scores, to_video
+
+Measure = Literal["motion_energy", "saturation", "sharpness", "flicker", "boundary_jump", "diversity", "latent_shift",
+                  "latent_spread"]  # fmt: skip
+Action = Literal["warn", "slow", "refresh", "stop"]
+PIXELS = {"motion_energy": motion_energy, "saturation": saturation, "sharpness": sharpness, "flicker": flicker}
+SLOWER = 0.5  # what `slow` multiplies the learning rate by
+BASE_CLIPS = 2  # of every prompt by the base: as few as can differ
+
+
+@config
+class GuardSettings:
+    """One rule: when a measure has stood beyond a bound for some steps, do something."""
+
+    watch: str = setting(
+        "a measure (motion_energy, saturation, sharpness, flicker, boundary_jump, diversity, latent_shift, "
+        "latent_spread), or the name of one of the run's rewards"
+    )
+    below: float | None = setting(
+        "the rule speaks when the measure is under this share of the base's", default=None, gt=0
+    )
+    above: float | None = setting(
+        "the rule speaks when the measure is over this share of the base's", default=None, gt=0
+    )
+    drop: float | None = setting(
+        "the rule speaks when the measure is more than this under the base's; the one bound for rewards, which may be "
+        "negative",
+        default=None,
+        gt=0,
+    )
+    steps: int = setting("for so many steps in a row", unit="steps", default=3, ge=1)
+    action: Action = setting(
+        "what is done: warn; slow: half the learning rate from now on, again each time; refresh: the learner becomes "
+        "the reference; stop: end the run with the best adapter",
+        default="warn",
+    )
+
+    def __post_init__(self) -> None:
+        bounds = [self.below, self.above, self.drop]
+        if bounds.count(None) != 2:
+            raise ValueError(f"watch={self.watch}: give one of below, above and drop")
+
+    def broken(self, value: float, base: float) -> bool:
+        """Whether a measure is beyond the bound."""
+        if self.below is not None:
+            return value < self.below * base
+        if self.above is not None:
+            return value > self.above * base
+        return value < base - (self.drop or 0.0)
+
+    @property
+    def words(self) -> str:
+        """The rule, as a sentence has it."""
+        if self.drop is not None:
+            return f"{self.watch} more than {self.drop:g} under the base's"
+        side, share = ("under", self.below) if self.below is not None else ("over", self.above)
+        return f"{self.watch} {side} {share:g} times the base's"
+
+
+@config
+class WatchSettings:
+    """Guards, and which checkpoint is the best."""
+
+    guards: tuple[GuardSettings, ...] = setting("rules; without any, nothing is measured", default=())
+    memory: float = setting("share of itself that a running average keeps in a step", default=0.8, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A rule that spoke."""
+
+    action: Action
+    message: str
+
+
+def compared(rollout: Rollout, base: Rollout, chunk_frames: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Every measure of a rollout, and of what the base made in the same place."""
+    halves = base.latents[::2], base.latents[1::2]  # how far apart two draws of the base are: not quite nothing
+    return (
+        measures(rollout, chunk_frames) | moments(rollout.latents, base.latents),
+        measures(base, chunk_frames) | moments(*halves),
+    )
+
+
+def measures(rollout: Rollout, chunk_frames: int) -> dict[str, float]:
+    """What the pixels of the clips say, mean over their frames, and how much the candidates of a group differ."""
+    totals, frames = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0), 0
+    for part in rollout.footage:
+        video = to_video(part.frames)
+        if part.clip and video.shape[1] > 2:  # the end of a clip under another prompt may be too short to move
+            whole = (video.shape[1] - 1) % 4 == 0
+            frames += video.shape[0] * video.shape[1]
+            for name, measure in PIXELS.items():
+                totals[name] += video.shape[1] * measure(video).sum().item()
+            totals["boundary_jump"] += video.shape[1] * boundary_jump(video, chunk_frames, whole).sum().item()
+    means = {name: total / frames for name, total in totals.items()} if frames else dict.fromkeys(totals, math.nan)
+    return means | {"diversity": diversity(rollout.latents, rollout.group_size).mean().item()}
+
+
+def moments(latents: Tensor, base: Tensor) -> dict[str, float]:
+    """How far the mean of the channels has moved, and how much wider they spread: 1 where nothing changed."""
+    (mean, spread), (base_mean, base_spread) = channel_moments(latents), channel_moments(base)
+    wide = base_spread.clamp(min=1e-6)
+    return {
+        "latent_shift": 1 + ((mean - base_mean) / wide).square().mean().sqrt().item(),
+        "latent_spread": (spread / wide).mean().item(),
+    }
+
+
+class Watch:
+    """Running averages of the run and its base, how long each rule has been broken, and the best judgement so far."""
+
+    def __init__(self, settings: WatchSettings, rewards: Sequence[str], judges: Mapping[str, float]):
+        """``rewards``: the names of all; ``judges``: those that judge, with their weights. UserError for a rule about
+        something unknown."""
+        self.settings, self.judges = settings, dict(judges)
+        known = (*get_args(Measure), *rewards)
+        for rule in settings.guards:
+            if rule.watch not in known:
+                there = ", ".join(known)
+                raise UserError(f"watch.guards: {rule.watch!r} is neither a measure nor a reward here, but {there} are")
+            if rule.watch in rewards and rule.drop is None:
+                raise UserError(f"watch.guards: {rule.watch} is a reward and may be negative: bound it by drop")
+            if rule.action == "stop" and not judges:
+                raise UserError(
+                    "watch.guards: action=stop ends a run with its best adapter, and no judge says which that is: give "
+                    "one reward role=judge and a weight above 0"
+                )
+        self.own: dict[str, float] = {}
+        self.base: dict[str, float] = {}
+        self.broken = [0] * len(settings.guards)
+        self.rate, self.stopped = 1.0, False
+        self.judgement, self.best, self.judged = math.nan, -math.inf, 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.settings.guards)
+
+    def see(self, own: Mapping[str, float], base: Mapping[str, float]) -> tuple[list[Alarm], Metrics]:
+        """The measures of a step, this run's and its base's: which rules speak, and what there is to log."""
+        for averages, found in ((self.own, own), (self.base, base)):
+            for name, value in found.items():
+                averages[name] = self._mixed(averages.get(name), value)
+        alarms = []
+        for number, rule in enumerate(self.settings.guards):
+            value, normal = self.own[rule.watch], self.base[rule.watch]
+            self.broken[number] = self.broken[number] + 1 if rule.broken(value, normal) else 0
+            if self.broken[number] == rule.steps:
+                self.broken[number] = 0
+                alarms.append(
+                    Alarm(rule.action, f"{rule.words} for {rule.steps} steps ({value:.4g}, base {normal:.4g})")
+                )
+                self.rate *= SLOWER if rule.action == "slow" else 1.0
+                self.stopped |= rule.action == "stop"
+        watched = {rule.watch for rule in self.settings.guards}
+        metrics = {f"watch/{name}": self.own[name] for name in watched}
+        return alarms, metrics | {f"watch/base_{name}": self.base[name] for name in watched} | {"watch/rate": self.rate}
+
+    def judge(self, scores: Scores) -> bool:
+        """Whether the judges have never been as content as now, on a running average. Without judges, and before the
+        average has a past: never."""
+        if not self.judges:
+            return False
+        total = sum(weight * scores.column(name).nanmean().item() for name, weight in self.judges.items())
+        if not math.isfinite(total):
+            return False
+        self.judgement = self._mixed(None if math.isnan(self.judgement) else self.judgement, total)
+        self.judged += 1
+        if self.judged * (1 - self.settings.memory) < 1 - 1e-9 or self.judgement <= self.best:
+            return False
+        self.best = self.judgement
+        return True
+
+    def _mixed(self, before: float | None, now: float) -> float:
+        """A running average; what is not finite leaves it as it is."""
+        if before is None or not math.isfinite(before):
+            return now
+        return self.settings.memory * before + (1 - self.settings.memory) * now if math.isfinite(now) else before
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that decides how it goes on."""
+        numbers = {"rate": self.rate, "judgement": self.judgement, "best": self.best}
+        numbers |= {f"own.{name}": value for name, value in self.own.items()}
+        numbers |= {f"base.{name}": value for name, value in self.base.items()}
+        found = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+        counts = {"broken": self.broken, "judged": [self.judged], "stopped": [self.stopped]}
+        return found | {name: torch.tensor(count, dtype=torch.int64) for name, count in counts.items()}
+
+    def restore(self, parts: Mapping[str, Tensor]) -> None:
+        """The inverse of ``tensors``."""
+        self.broken = [int(count) for count in parts["broken"]]
+        self.judged, self.stopped = int(parts["judged"]), bool(parts["stopped"])
+        self.rate, self.judgement, self.best = (float(parts[name]) for name in ("rate", "judgement", "best"))
+        for prefix, averages in (("own.", self.own), ("base.", self.base)):
+            averages.clear()
+            averages.update({k.removeprefix(prefix): float(v) for k, v in parts.items() if k.startswith(prefix)})

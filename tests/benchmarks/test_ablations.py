@@ -1,0 +1,38 @@
+"""Ablations compare like with like."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.ablation_plots import at_proxy, matched
+from benchmarks.ablations import CELLS, SEEDS, STUDENT_T, interval
+
+
+def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
+    assert at_proxy([0.0, 1.0, 3.0], [1.0, 0.8, 0.4], 2.0) == pytest.approx(0.6)
+    assert at_proxy([0.0, 1.0], [1.0, 0.8], 2.0) is None
+    assert at_proxy([0.5, 1.0], [1.0, 0.8], 0.2) == 1.0
+
+
+def test_a_slower_regulariser_is_compared_where_it_has_risen_as_far() -> None:
+    def cell(name: str, speed: float, cost: float) -> dict[str, object]:
+        proxy = [0.5 + speed * step for step in range(60)]
+        run = {"by_step": {"reward/pixel_saturation": proxy, "reward/joint": [1 - cost * (p - 0.5) for p in proxy]}}
+        return {"name": name, "runs": [run, run]}
+
+    found = matched([cell("b none", 0.02, 0.5), cell("b held", 0.01, 0.1)], 0.25)
+    assert len(found["b held"]) == 2
+    assert found["b held"][0] == pytest.approx(1 - (1 - found["b none"][0]) / 5, abs=1e-9)  # type: ignore[operator]
+
+
+def test_an_interval_is_students() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    assert found["mean"] == 2.0 and found["ci95"] == pytest.approx([2 - 4.30 / 3**0.5, 2 + 4.30 / 3**0.5], abs=1e-3)
+    assert interval([1.0])["ci95"] is None and len(SEEDS) in STUDENT_T
+
+
+def test_every_cell_makes_as_many_samples_and_its_oracles_judge_what_is_there_to_be_hacked() -> None:
+    for name, cfg in CELLS.items():
+        assert cfg.steps * cfg.rollout.prompts * cfg.rollout.group_size == 24 * 4 * 8, name
+        if name.startswith("b ") or "saturation" in name or "steadiness" in name:
+            assert ("joint", "judge") in {(reward.name, reward.role) for reward in cfg.rewards}, name
