@@ -139,6 +139,7 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
             rollout = windows.candidates(step)
         clock.append(time.monotonic())
         score([Member(ANY_VIDEO["pixel_motion"])], rollout)
+        rollout = replace(rollout, footage=())  # as in training
         clock.append(time.monotonic())
         # Credit at random: weights at random make videos that are all alike.
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))

@@ -20,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,7 @@ class Training:
         with self.policies.using("behavior"):
             rollout = self.windows.candidates(seed)
         score([Member(ANY_VIDEO["pixel_motion"])], rollout)
+        rollout = replace(rollout, footage=())  # as in training
         self.learn(rollout, seed)
         with self.policies.using("behavior"):
             self.windows.go_on(rollout.latents, [0] * len(self.prompts))

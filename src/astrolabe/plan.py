@@ -125,8 +125,9 @@ class Plan:
         """The most bytes at one time, with the frames when device and host share their memory."""
         if not on_host:
             return self.peak
-        # Frames come one micro-batch after another and stay until the next step.
-        return self.frames + max(self.peak, sum(self.held.values()) + self.judging)
+        # Frames come one micro-batch after another and stay until they are judged.
+        filming = max(self.phases[name].bytes for name in ("rollout", "decode"))
+        return max(self.peak, self.frames + filming, self.frames + sum(self.held.values()) + self.judging)
 
     def seconds(self, speed: float) -> dict[str, float]:
         """Seconds of every phase on a device of so many operations a second."""

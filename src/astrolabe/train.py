@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -77,6 +77,9 @@ class Trainer:
         best = self.policies.copy("behavior") if self.watch.judge(scores) else None
         clock.append(time.monotonic())
         experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
+        shown = kept_group(experience) if self.shows(step) else None
+        rollout = replace(rollout, footage=())  # all frames have been seen: the update needs their room, not them
+        experience = replace(experience, rollout=rollout)
         rng = rng_for(cfg.seed, step, "update")
         lr = self.watch.rate * learning_rate(cfg.optimizer, step, cfg.steps)
         self.make_room("update")
@@ -95,7 +98,11 @@ class Trainer:
         phases = zip(("history", "rollout", "rewards", "update", "commit"), pairwise(clock), strict=True)
         seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
         metrics |= {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
-        return Turn(experience, metrics, alarms, best)
+        return Turn(metrics, alarms, best, shown)
+
+    def shows(self, step: int) -> bool:
+        """Whether a group of this step is kept for the report: now and then, and of the last."""
+        return step % self.cfg.sample_every == 0 or step + 1 == self.cfg.steps or self.watch.stopped
 
     def compare_with_base(self, rollout: Rollout, scores: Scores, step: int) -> tuple[list[Alarm], Metrics]:
         """What the guards see: this rollout, and a few clips that the base makes in the same place and history."""
@@ -167,12 +174,20 @@ class Trainer:
 
 @dataclass(frozen=True)
 class Turn:
-    """What came of a step; ``best``: the acting adapter, if the judges were never as content with it as now."""
+    """What came of a step; ``best``: the acting adapter, if the judges were never as content with it as now; ``shown``:
+    a group for the report."""
 
-    experience: Experience
     metrics: Metrics
     alarms: list[Alarm]
     best: dict[str, torch.Tensor] | None
+    shown: Shown | None
+
+
+class Shown(NamedTuple):
+    """A group of candidates with their scores, as a file keeps it."""
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, str]
 
 
 def draw(seed: int, step: int, purpose: str) -> int:
@@ -234,11 +249,11 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 save_adapter(out / BEST, turn.best, cfg, identity["base"])
             done = step + 1
             last = done == cfg.steps or trainer.watch.stopped
-            if step % cfg.sample_every == 0 or last:
-                keep_group(out / "samples" / f"step_{step:06d}.safetensors", turn.experience)
+            if turn.shown:
+                (out / "samples").mkdir(exist_ok=True)
+                save_tensors(out / "samples" / f"step_{step:06d}.safetensors", *turn.shown)
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
-            del turn  # its frames: the next step makes its own
             if interrupt.requested:
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 
@@ -275,8 +290,8 @@ def credit_metrics(experience: Experience) -> Metrics:
     return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
 
 
-def keep_group(path: Path, experience: Experience) -> None:
-    """Keep the group of a step that teaches most (largest advantages), with its scores, for the report.
+def kept_group(experience: Experience) -> Shown:
+    """The group of a step that teaches most (largest advantages), with its scores, for the report.
 
     Of large groups the best and the worst, of large videos a small copy: this is for looking at.
     """
@@ -290,10 +305,9 @@ def keep_group(path: Path, experience: Experience) -> None:
         smaller = (HEIGHT, frames.shape[4] * HEIGHT // frames.shape[3] // 2 * 2)  # even, as H.264 wants it
         small = [functional.interpolate(to_video(one[None])[0], smaller, mode="area") for one in frames]
         frames = to_frames(torch.stack(small))
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         "video": frames,
         "scores": experience.scores.values[rows],
         "advantages": experience.advantages[rows],
     }
-    save_tensors(path, tensors, {"prompt": rollout.prompts[group], "rewards": ",".join(experience.scores.names)})
+    return Shown(tensors, {"prompt": rollout.prompts[group], "rewards": ",".join(experience.scores.names)})

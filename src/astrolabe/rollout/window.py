@@ -174,7 +174,7 @@ class Windows:
             track.enter(pieces[0].shot)
             track.stream.renew()
             rows = torch.tensor([group * size + j for group in track.groups for j in range(size)])
-            videos: list[list[Tensor]] = [[] for _ in pieces]
+            videos: list[Tensor] = []
             for part in torch.arange(size).split(self.rollout.micro_batch):
                 numbers = [group * size + int(j) for group in track.groups for j in part]
                 clips, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
@@ -184,10 +184,13 @@ class Windows:
                     trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
                     for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
                         kept[: len(own), numbers] = own
-                for videos_of_piece, video in zip(videos, shown, strict=True):
-                    videos_of_piece.append(video.unflatten(0, (len(track.groups), len(part))))
-            for piece, parts in zip(pieces, videos, strict=True):
-                footage += self._footage(track, piece, rows, torch.cat(parts, 1).flatten(0, 1))
+                for place, frames in enumerate(shown):
+                    own = frames.unflatten(0, (len(track.groups), len(part)))
+                    if place == len(videos):  # room for all at once: joined later, they would be there twice
+                        videos.append(own.new_empty(len(track.groups), size, *own.shape[2:]))
+                    videos[place][:, part] = own
+            for piece, video in zip(pieces, videos, strict=True):
+                footage += self._footage(track, piece, rows, video.flatten(0, 1))
                 first = (track.stream.frames if piece.since is None else -piece.since) + piece.first
                 stretches += [
                     Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
