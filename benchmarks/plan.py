@@ -29,7 +29,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.plan import decoder_of, empty_generator, hollow, make_plan, measured_speed
 from astrolabe.recipes.shapes import shapes
-from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import make_optimizer, update
@@ -37,6 +37,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import override
 from astrolabe.shapes.world import FPS
+from astrolabe.train import Eye
 from astrolabe.types import Experience, Scores
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result
@@ -136,11 +137,9 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
             start = cfg.window.start_of(cfg.seed, step, generator.stream.chunk_frames)
             windows.begin(prompts, [parse_script(line) for line in prompts], step, start)
             clock.append(time.monotonic())
-            rollout = windows.candidates(step)
-        clock.append(time.monotonic())
-        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
-        rollout = replace(rollout, footage=())  # as in training
-        clock.append(time.monotonic())
+            eye = Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], cfg.rollout.prompts * cfg.rollout.group_size), None)
+            rollout = windows.candidates(step, see=eye.see)
+        clock += [time.monotonic() - eye.seconds, time.monotonic()]
         # Credit at random: weights at random make videos that are all alike.
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))
         scores = Scores(("credit",), credit[:, None])

@@ -20,7 +20,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from astrolabe.models.cache import RollingCache
 from astrolabe.models.candidates import ClipContext
 from astrolabe.models.visibility import visible
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl import update as update_module
 from astrolabe.rl.forward import Forward, PromptText
@@ -42,6 +41,7 @@ from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
 from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
+from astrolabe.train import Eye
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak, resident
@@ -51,6 +51,7 @@ RESULT = Path("benchmarks/results/streaming.json")
 WINDOW = 21  # latent frames of a clip, and of what a chunk sees
 POSITIONS, GROUPS = (21, 84, 336, 1344, 2046), (8, 16, 24, 48)
 PREFIX, RATIO_GROUPS, TURNS = 60, (8, 24), 2
+ANCHORED = 2  # of 16 samples, where a step is split into phases
 
 
 class AnyText:
@@ -92,18 +93,23 @@ class Training:
     def step(self, seed: int = 0) -> None:
         """Candidates, scores, an update with credit at random, and on with one of them."""
         with self.policies.using("behavior"):
-            rollout = self.windows.candidates(seed)
-        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
-        rollout = replace(rollout, footage=())  # as in training
+            rollout = self.windows.candidates(seed, see=self.eye().see)
         self.learn(rollout, seed)
         with self.policies.using("behavior"):
             self.windows.go_on(rollout.latents, [0] * len(self.prompts))
 
-    def learn(self, rollout: Rollout, seed: int) -> None:
-        """The update; videos of random weights are all alike, so that their scores say nothing."""
+    def eye(self) -> Eye:
+        """One reward that looks at candidates as they come."""
+        rows = self.windows.rollout.prompts * self.windows.rollout.group_size
+        return Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None)
+
+    def learn(self, rollout: Rollout, seed: int, anchored: int = 0) -> None:
+        """The update, some samples anchored; videos of random weights are all alike: their scores say nothing."""
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(seed))
         scores = Scores(("credit",), credit[:, None])
-        experience = Experience(rollout, scores, credit, self.algorithm.credit(credit), credit > torch.inf)
+        experience = Experience(
+            rollout, scores, credit, self.algorithm.credit(credit), torch.arange(len(credit)) < anchored
+        )
         update(self.generator, self.policies, self.algorithm, experience, self.optimizer, self.options, 1e-4,
                torch.Generator().manual_seed(seed))  # fmt: skip
 
@@ -306,6 +312,7 @@ def by_phase(run: Training) -> dict[str, float]:
 
         return call
 
+    eye = run.eye()
     generator, optimizer = run.generator, run.optimizer
     began = time.monotonic()
     with (
@@ -317,17 +324,12 @@ def by_phase(run: Training) -> dict[str, float]:
         patched(Windows, "candidates", timed("rollout", Windows.candidates)),
     ):
         with run.policies.using("behavior"):
-            rollout = run.windows.candidates(0)
-        started = time.monotonic()
-        score([Member(ANY_VIDEO["pixel_motion"])], rollout)
-        spent["reward"] = time.monotonic() - started
-        run.learn(rollout, 0)
-    spent["rollout"] -= spent["decode"]
-    # On the reference nothing is spent: no sample is anchored.
-    names = ("rollout", "decode", "reward", "context", "behavior", "learner", "backward", "optimizer")
-    return {name: round(spent[name], 3) for name in names} | {
-        "reference": 0.0, "whole step": round(time.monotonic() - began, 3),
-    }  # fmt: skip
+            rollout = run.windows.candidates(0, None, eye.see)
+        run.learn(rollout, 0, ANCHORED)
+    spent["reward"] = eye.seconds
+    spent["rollout"] -= spent["decode"] + spent["reward"]
+    names = ("rollout", "decode", "reward", "context", "behavior", "learner", "backward", "reference", "optimizer")
+    return {name: round(spent[name], 3) for name in names} | {"whole step": round(time.monotonic() - began, 3)}
 
 
 def main() -> None:

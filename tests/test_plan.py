@@ -56,6 +56,7 @@ def test_what_is_held_is_what_its_sizes_say() -> None:
     assert 2 * slot <= plan.held["optimizer"] < 2 * slot + 4096  # two moments, and a counter each
     assert plan.held["history"] == cache_bytes(WAN, cfg.rollout.prompts, 9, 16, torch.float32)
     assert plan.frames == 4 * (4 * 6 - 3) * 3 * 64 * 64
+    assert make_plan(override(cfg, {"rollout.micro_batch": "1"})).frames == plan.frames / 2
     assert make_plan(override(cfg, {"offload": "true"})).held["adapters"] == 2 * slot
 
 

@@ -113,7 +113,7 @@ class Plan:
 
     held: dict[str, int] = field(default_factory=dict)
     phases: dict[str, Phase] = field(default_factory=dict)
-    frames: int = 0  # bytes of all candidates' frames, on the host
+    frames: int = 0  # bytes of the frames of a micro-batch, on the host
     judging: int = 0  # bytes of those that are judged at once
 
     @property
@@ -125,7 +125,7 @@ class Plan:
         """The most bytes at one time, with the frames when device and host share their memory."""
         if not on_host:
             return self.peak
-        # Frames come one micro-batch after another and stay until they are judged.
+        # Frames are judged as they come, and given back.
         filming = max(self.phases[name].bytes for name in ("rollout", "decode"))
         return max(self.peak, self.frames + filming, self.frames + sum(self.held.values()) + self.judging)
 
@@ -291,9 +291,9 @@ def play_rollout(
     everyone = rollout.prompts * rollout.group_size
     batches = math.ceil(rollout.group_size / rollout.micro_batch)
     _, height, width = generator.latent_shape
-    plan.frames = everyone * (4 * window.frames - 3) * 3 * 64 * height * width
-    pixels = plan.frames // everyone
-    plan.judging = (1 + 3 * 4) * min(everyone, at_once(pixels)) * pixels  # bytes, and what a reward makes of them
+    pixels = (4 * window.frames - 3) * 3 * 64 * height * width
+    plan.frames = rows * pixels
+    plan.judging = (1 + 3 * 4) * min(rows, at_once(pixels)) * pixels  # bytes, and what a reward makes of them
     chunks, levels = window.frames // chunk, len(generator.stream.levels)
     with torch.no_grad(), policies.using("behavior"):
         # The clips of the micro-batches before, and of this one; where it is learned from, also the way to them.

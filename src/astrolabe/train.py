@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,9 +26,9 @@ from astrolabe.experiment import (
     resolved,
 )
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rl.algorithm import Algorithm
-from astrolabe.rl.guards import BASE_CLIPS, Alarm, Watch, compared
+from astrolabe.rl.guards import BASE_CLIPS, Alarm, Meter, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.window import Windows
@@ -40,7 +40,7 @@ from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
 from astrolabe.shapes.world import FPS
-from astrolabe.types import Experience, Metrics, Rollout, Scores, to_frames, to_video
+from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores, to_frames, to_video
 
 SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
 
@@ -70,16 +70,15 @@ class Trainer:
                 self.windows.begin(batch, [parse_script(line) for line in batch], seed, start)
             place = self.windows.position
             clock.append(time.monotonic())
-            rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"))
-        clock.append(time.monotonic())
-        scores = score(self.suite, rollout, cfg.max_dropped)
-        alarms, metrics = self.compare_with_base(rollout, scores, step)
+            eye = self.eye(cfg.rollout.group_size)
+            rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"), see=eye.see)
+        clock += [time.monotonic() - eye.seconds, time.monotonic()]
+        scores = eye.scorer.scores(rollout.latents, cfg.max_dropped)
+        alarms, metrics = self.compare_with_base(rollout, scores, eye.meter, step)
         best = self.policies.copy("behavior") if self.watch.judge(scores) else None
-        clock.append(time.monotonic())
+        clock[-1] = time.monotonic()
         experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
-        shown = kept_group(experience) if self.shows(step) else None
-        rollout = replace(rollout, footage=())  # all frames have been seen: the update needs their room, not them
-        experience = replace(experience, rollout=rollout)
+        shown = kept_group(experience, self.windows) if self.shows(step) else None
         rng = rng_for(cfg.seed, step, "update")
         lr = self.watch.rate * learning_rate(cfg.optimizer, step, cfg.steps)
         self.make_room("update")
@@ -104,14 +103,22 @@ class Trainer:
         """Whether a group of this step is kept for the report: now and then, and of the last."""
         return step % self.cfg.sample_every == 0 or step + 1 == self.cfg.steps or self.watch.stopped
 
-    def compare_with_base(self, rollout: Rollout, scores: Scores, step: int) -> tuple[list[Alarm], Metrics]:
+    def eye(self, group_size: int) -> Eye:
+        """What looks at candidates while they are made."""
+        scorer = Scorer(self.suite, self.cfg.rollout.prompts * group_size)
+        return Eye(scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None)
+
+    def compare_with_base(
+        self, rollout: Rollout, scores: Scores, meter: Meter | None, step: int
+    ) -> tuple[list[Alarm], Metrics]:
         """What the guards see: this rollout, and a few clips that the base makes in the same place and history."""
-        if not self.watch.wanted:
+        other = self.eye(BASE_CLIPS)
+        if meter is None or other.meter is None:
             return [], {}
         with self.policies.using(None):
-            base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS)
-        normal = score(self.suite, base, max_dropped=1.0)
-        own, usual = compared(rollout, base, self.generator.stream.chunk_frames)
+            base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS, other.see)
+        normal = other.scorer.scores(base.latents, max_dropped=1.0)
+        own, usual = compared((meter, rollout), (other.meter, base))
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
         alarms, metrics = self.watch.see(own | means[0], usual | means[1])
         return alarms, metrics | {f"alarm/{alarm.action}": 1.0 for alarm in alarms}
@@ -170,6 +177,23 @@ class Trainer:
             with self.policies.using("behavior"):
                 self.windows.open(batch, [parse_script(line) for line in batch], seed)
                 self.windows.restore(parts["windows"])
+
+
+@dataclass
+class Eye:
+    """Judges and measures candidates as they come, and counts the seconds of it."""
+
+    scorer: Scorer
+    meter: Meter | None
+    seconds: float = 0.0
+
+    def see(self, part: Footage) -> None:
+        """Look at some of them."""
+        began = time.monotonic()
+        self.scorer.see(part)
+        if self.meter:
+            self.meter.see(part)
+        self.seconds += time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -290,7 +314,7 @@ def credit_metrics(experience: Experience) -> Metrics:
     return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
 
 
-def kept_group(experience: Experience) -> Shown:
+def kept_group(experience: Experience, windows: Windows) -> Shown:
     """The group of a step that teaches most (largest advantages), with its scores, for the report.
 
     Of large groups the best and the worst, of large videos a small copy: this is for looking at.
@@ -300,7 +324,7 @@ def kept_group(experience: Experience) -> Shown:
     order = experience.advantages[group * size : (group + 1) * size].argsort(descending=True) + group * size
     rows = order if size <= SHOWN else torch.cat((order[: SHOWN // 2], order[-SHOWN // 2 :]))
     rows = rows.sort().values
-    frames = rollout.clips(rows)
+    frames = windows.decoded(group, rollout.latents[rows.to(rollout.latents.device)])
     if frames.shape[-2] > HEIGHT:
         smaller = (HEIGHT, frames.shape[4] * HEIGHT // frames.shape[3] // 2 * 2)  # even, as H.264 wants it
         small = [functional.interpolate(to_video(one[None])[0], smaller, mode="area") for one in frames]

@@ -85,10 +85,12 @@ class Rollout:
     trajectory: Trajectory | None = None
 
     def clips(self, rows: Int[Tensor, "n"]) -> Frames:
-        """The clips of candidates of one prompt."""
-        parts = [part for part in self.footage if part.clip and bool(torch.isin(rows, part.rows).all())]
-        places = [(part.rows == rows[:, None]).int().argmax(1) for part in parts]
-        return torch.cat([part.frames[place] for part, place in zip(parts, places, strict=True)], 1)
+        """The clips of some candidates, if the footage was kept."""
+        found = []
+        for row in rows.tolist():
+            own = [part.frames[part.rows == row] for part in self.footage if part.clip]
+            found.append(torch.cat([frames for frames in own if len(frames)], 1))
+        return torch.cat(found)
 
 
 @dataclass(frozen=True)

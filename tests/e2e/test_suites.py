@@ -126,9 +126,9 @@ def test_guards_compare_with_the_bare_base(monkeypatch: pytest.MonkeyPatch, tmp_
     acting: list[tuple[str | None, int | None]] = []
     candidates, using = Windows.candidates, Policies.using
 
-    def watched(self: Windows, seed: int, group_size: int | None = None) -> Any:
+    def watched(self: Windows, seed: int, group_size: int | None = None, see: Any = None) -> Any:
         acting.append((policies[0].active, group_size))
-        return candidates(self, seed, group_size)
+        return candidates(self, seed, group_size, see)
 
     policies: list[Policies] = []
 

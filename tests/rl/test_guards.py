@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.rewards.pixels import boundary_jump, diversity, flicker, motion_energy, saturation, sharpness
-from astrolabe.rl.guards import GuardSettings, Watch, WatchSettings, compared, measures, moments
+from astrolabe.rl.guards import GuardSettings, Meter, Watch, WatchSettings, compared, moments
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Rollout, Scores, Span, to_frames
 
@@ -46,13 +46,11 @@ def test_diversity_does_not_depend_on_the_size_of_the_group(group: int, seed: in
 
 def rollout(shift: float = 0.0, scale: float = 1.0) -> Rollout:
     latents = shift + scale * torch.randn(4, 12, 16, 8, 8, generator=torch.Generator().manual_seed(0))
-    shares: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
-    frames = to_frames(torch.cat([video(), video()]))
-    return Rollout(("a", "b"), 2, latents, (Footage(torch.arange(4), frames, ("a",) * 4, shares),), ())
+    return Rollout(("a", "b"), 2, latents, (), ())
 
 
 def test_latents_that_move_away_from_the_base_are_seen_beyond_what_two_draws_of_it_differ() -> None:
-    own, usual = compared(rollout(shift=0.5, scale=2.0), rollout(), 3)
+    own, usual = compared((Meter(3), rollout(shift=0.5, scale=2.0)), (Meter(3), rollout()))
     assert own["latent_shift"] == pytest.approx(1.5, abs=0.05) and own["latent_spread"] == pytest.approx(2.0, abs=0.05)
     assert 1.0 < usual["latent_shift"] < 1.1 and usual["latent_spread"] == pytest.approx(1.0, abs=0.05)
     assert moments(rollout().latents, rollout().latents)["latent_shift"] == pytest.approx(1.0)
@@ -61,8 +59,10 @@ def test_latents_that_move_away_from_the_base_are_seen_beyond_what_two_draws_of_
 def test_pieces_of_a_clip_count_by_their_length_and_too_short_ones_not_at_all() -> None:
     shares: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
     parts = [video(9, 1), video(27, 2), video(2, 3)]
-    footage = tuple(Footage(torch.arange(2), to_frames(part), ("a",) * 2, shares) for part in parts)
-    found = measures(Rollout(("a",), 2, torch.randn(2, 9, 16, 8, 8), footage, ()), 3)["saturation"]
+    meter = Meter(3)
+    for part in parts:
+        meter.see(Footage(torch.arange(2), to_frames(part), ("a",) * 2, shares))
+    found = meter.means()["saturation"]
     assert found == pytest.approx(saturation(torch.cat(parts[:2], 1)).mean().item(), abs=1e-3)
 
 

@@ -18,7 +18,7 @@ from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Rollout, Span, to_video
+from astrolabe.types import Footage, Rollout, Span, to_video
 from tests.conftest import tiny_stream, tiny_world
 
 
@@ -176,8 +176,12 @@ def test_the_micro_batch_changes_nothing(group: int, size: int, start: int, prom
         for n in (group, min(size, group))
     )
     torch.testing.assert_close(parts.latents, whole.latents, rtol=0, atol=1e-9)
-    for mine, other in zip(parts.footage, whole.footage, strict=True):
-        assert (mine.frames.int() - other.frames.int()).abs().max() <= 1  # a rounding
+    for row in torch.arange(len(whole.latents)).split(1):
+        assert (parts.clips(row).int() - whole.clips(row).int()).abs().max() <= 1  # a rounding
+        mine, other = ([part for part in made.footage if row in part.rows] for made in (parts, whole))
+        assert [part.shares for part in mine] == [part.shares for part in other]
+        told = ([part.captions[int((part.rows == row).nonzero())] for part in found] for found in (mine, other))
+        assert next(told) == next(told)
 
 
 class Watching:
@@ -310,3 +314,20 @@ def test_what_no_chunking_fits_is_refused_with_the_nearest_values(fields: dict[s
 def test_more_candidates_at_once_than_there_are_is_refused() -> None:
     with pytest.raises(UserError, match="choose 1 to 4"):
         RolloutSettings(prompts=1, group_size=4, micro_batch=5)
+
+
+@pytest.mark.parametrize("prompts", [PLAIN, SCRIPTS])
+@pytest.mark.parametrize("micro_batch", [1, 2, 3])
+def test_footage_may_be_seen_as_it_comes_and_decoded_again_later(prompts: tuple[str, ...], micro_batch: int) -> None:
+    model = tiny_world()
+    streams = windows_of(model, prompts, 3, micro_batch=micro_batch)
+    kept, seen = streams.candidates(7), list[Footage]()
+    passing = streams.candidates(7, see=seen.append)
+    assert not passing.footage and torch.equal(passing.latents, kept.latents)
+    assert len(seen) == len(kept.footage)
+    for mine, other in zip(seen, kept.footage, strict=True):
+        assert torch.equal(mine.rows, other.rows) and torch.equal(mine.frames, other.frames)
+        assert (mine.captions, mine.shares) == (other.captions, other.shares)
+    for group in range(len(prompts)):
+        rows = torch.arange(3 * group, 3 * group + 3)
+        assert torch.equal(streams.decoded(group, kept.latents[rows]), kept.clips(rows))

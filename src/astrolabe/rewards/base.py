@@ -9,7 +9,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import PerSample, Rollout, Scores, Span, Video, to_video
+from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Span, Video, to_video
 
 FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
 
@@ -50,32 +50,48 @@ class Member:
     frames: int | None = None  # it sees so many, evenly spread; None: all
 
 
-def score(suite: Sequence[Member], rollout: Rollout, max_dropped: float = 0.0) -> Scores:
-    """Every reward on every candidate, on the CPU; judges stand last in the suite. Each sees the prompt in force; where
-    that changed within a clip, its scores are averaged over the frames.
+class Scorer:
+    """Every reward on every candidate, on the CPU, footage by footage as it comes; judges stand last in the suite.
 
-    What a reward could not score is nan. UserError when that leaves more than the share ``max_dropped`` of the samples
-    without a score to train on, and when videos are not finite.
+    Each reward sees the prompt in force; where that changed within a clip, its scores are averaged over the frames.
+    What a reward could not score is nan.
     """
-    if not bool(torch.isfinite(rollout.latents).all()):
-        raise UserError(
-            "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
-            "algorithm.beta"
-        )
-    values, doubts = torch.zeros(2, len(rollout.latents), len(suite)).unbind()
-    for part in rollout.footage:
+
+    def __init__(self, suite: Sequence[Member], rows: int):
+        self.suite = suite
+        self.values, self.doubts = torch.zeros(2, rows, len(suite)).unbind()
+
+    def see(self, part: Footage) -> None:
+        """Judge some candidates."""
         for some in torch.arange(len(part.rows)).split(at_once(part.frames[0].numel())):
             video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
-            for place, member in enumerate(suite):
+            for place, member in enumerate(self.suite):
                 share = part.shares[member.span]
                 if share:
                     found, doubt = judged(member, video, captions)
-                    values[part.rows[some], place] += share * found
-                    doubts[part.rows[some], place] += share * doubt
-    trained = sum(member.role != "judge" for member in suite)
-    scores = Scores(tuple(member.reward.name for member in suite), values, doubts, trained)
-    check_dropped(scores, max_dropped)
-    return scores
+                    self.values[part.rows[some], place] += share * found
+                    self.doubts[part.rows[some], place] += share * doubt
+
+    def scores(self, latents: Latents, max_dropped: float) -> Scores:
+        """All scores, once all candidates, whose ``latents`` these are, have been seen. UserError when more than the
+        share ``max_dropped`` has no score to train on, and when latents are not finite."""
+        if not bool(torch.isfinite(latents).all()):
+            raise UserError(
+                "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
+                "algorithm.beta"
+            )
+        trained = sum(member.role != "judge" for member in self.suite)
+        scores = Scores(tuple(member.reward.name for member in self.suite), self.values, self.doubts, trained)
+        check_dropped(scores, max_dropped)
+        return scores
+
+
+def score(suite: Sequence[Member], rollout: Rollout, max_dropped: float = 0.0) -> Scores:
+    """The scores of a rollout that kept its footage; see ``Scorer``."""
+    scorer = Scorer(suite, len(rollout.latents))
+    for part in rollout.footage:
+        scorer.see(part)
+    return scorer.scores(rollout.latents, max_dropped)
 
 
 def at_once(pixels: int) -> int:

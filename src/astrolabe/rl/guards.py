@@ -23,12 +23,13 @@ from astrolabe.rewards.pixels import (
 )
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Metrics, Rollout, Scores, to_video
+from astrolabe.types import Footage, Metrics, Rollout, Scores, to_video
 
 Measure = Literal["motion_energy", "saturation", "sharpness", "flicker", "boundary_jump", "diversity", "latent_shift",
                   "latent_spread"]  # fmt: skip
 Action = Literal["warn", "slow", "refresh", "stop"]
 PIXELS = {"motion_energy": motion_energy, "saturation": saturation, "sharpness": sharpness, "flicker": flicker}
+AT_ONCE = 8  # videos that are floating-point numbers at the same time
 SLOWER = 0.5  # what `slow` multiplies the learning rate by
 BASE_CLIPS = 2  # of every prompt by the base: as few as can differ
 
@@ -98,28 +99,39 @@ class Alarm:
     message: str
 
 
-def compared(rollout: Rollout, base: Rollout, chunk_frames: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Every measure of a rollout, and of what the base made in the same place."""
-    halves = base.latents[::2], base.latents[1::2]  # how far apart two draws of the base are: not quite nothing
-    return (
-        measures(rollout, chunk_frames) | moments(rollout.latents, base.latents),
-        measures(base, chunk_frames) | moments(*halves),
-    )
+class Meter:
+    """What the pixels of clips say, mean over their frames, footage by footage as it comes."""
 
+    def __init__(self, chunk_frames: int):
+        self.chunk_frames, self.frames = chunk_frames, 0
+        self.totals = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0)
 
-def measures(rollout: Rollout, chunk_frames: int) -> dict[str, float]:
-    """What the pixels of the clips say, mean over their frames, and how much the candidates of a group differ."""
-    totals, frames = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0), 0
-    for part in rollout.footage:
-        video = to_video(part.frames)
-        if part.clip and video.shape[1] > 2:  # the end of a clip under another prompt may be too short to move
+    def see(self, part: Footage) -> None:
+        """Measure some candidates; the end of a clip under another prompt may be too short to move."""
+        if not part.clip or part.frames.shape[1] < 3:
+            return
+        for frames in part.frames.split(AT_ONCE):
+            video = to_video(frames)
             whole = (video.shape[1] - 1) % 4 == 0
-            frames += video.shape[0] * video.shape[1]
+            self.frames += video.shape[0] * video.shape[1]
             for name, measure in PIXELS.items():
-                totals[name] += video.shape[1] * measure(video).sum().item()
-            totals["boundary_jump"] += video.shape[1] * boundary_jump(video, chunk_frames, whole).sum().item()
-    means = {name: total / frames for name, total in totals.items()} if frames else dict.fromkeys(totals, math.nan)
-    return means | {"diversity": diversity(rollout.latents, rollout.group_size).mean().item()}
+                self.totals[name] += video.shape[1] * measure(video).sum().item()
+            self.totals["boundary_jump"] += video.shape[1] * boundary_jump(video, self.chunk_frames, whole).sum().item()
+
+    def means(self) -> dict[str, float]:
+        """Every measure over all that was seen."""
+        return {name: total / self.frames if self.frames else math.nan for name, total in self.totals.items()}
+
+
+def compared(own: tuple[Meter, Rollout], base: tuple[Meter, Rollout]) -> tuple[dict[str, float], dict[str, float]]:
+    """Every measure of a rollout, and of what the base made in the same place."""
+    latents = base[1].latents
+    halves = latents[::2], latents[1::2]  # how far apart two draws of the base are: not quite nothing
+    means = [
+        meter.means() | {"diversity": diversity(rollout.latents, rollout.group_size).mean().item()}
+        for meter, rollout in (own, base)
+    ]
+    return means[0] | moments(own[1].latents, latents), means[1] | moments(*halves)
 
 
 def moments(latents: Tensor, base: Tensor) -> dict[str, float]:

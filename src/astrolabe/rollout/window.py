@@ -11,7 +11,7 @@ Prompts may be scripts. Where the prompt changes inside a window, each candidate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -157,11 +157,14 @@ class Windows:
             self.tracks.append(Track(groups, own, tuple(accumulate(timing[0])), texts, stream))
 
     @torch.no_grad()
-    def candidates(self, seed: int, group_size: int | None = None) -> Rollout:
+    def candidates(
+        self, seed: int, group_size: int | None = None, see: Callable[[Footage], None] | None = None
+    ) -> Rollout:
         """Clips of the next window of every stream, ``group_size`` of each (the settings' when not said), under the
         policy in force; the streams stay.
 
-        The noise of candidate j of prompt i belongs to (``seed``, i, j), however the work is split.
+        ``see`` is shown the footage as it comes, a micro-batch at a time, and none is kept; without it the rollout
+        keeps all. The noise of candidate j of prompt i belongs to (``seed``, i, j), however the work is split.
         """
         size = group_size or self.rollout.group_size
         order: list[int] = []
@@ -173,8 +176,6 @@ class Windows:
             pieces = track.pieces(self.window.frames)
             track.enter(pieces[0].shot)
             track.stream.renew()
-            rows = torch.tensor([group * size + j for group in track.groups for j in range(size)])
-            videos: list[Tensor] = []
             for part in torch.arange(size).split(self.rollout.micro_batch):
                 numbers = [group * size + int(j) for group in track.groups for j in part]
                 clips, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
@@ -184,13 +185,11 @@ class Windows:
                     trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
                     for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
                         kept[: len(own), numbers] = own
-                for place, frames in enumerate(shown):
-                    own = frames.unflatten(0, (len(track.groups), len(part)))
-                    if place == len(videos):  # room for all at once: joined later, they would be there twice
-                        videos.append(own.new_empty(len(track.groups), size, *own.shape[2:]))
-                    videos[place][:, part] = own
-            for piece, video in zip(pieces, videos, strict=True):
-                footage += self._footage(track, piece, rows, video.flatten(0, 1))
+                while shown:
+                    piece = pieces[-len(shown)]
+                    for one in self._footage(track, piece, torch.tensor(numbers), shown.pop(0)):
+                        (see or footage.append)(one)
+            for piece in pieces:
                 first = (track.stream.frames if piece.since is None else -piece.since) + piece.first
                 stretches += [
                     Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
@@ -263,6 +262,20 @@ class Windows:
         yield Footage(rows, frames, captions, {"clip": share, "video": 0.0, "mixed": share * (1 - credit)})
         whole = torch.cat([torch.cat(before, 1).repeat_interleave(size, 0), frames], 1)
         yield Footage(rows, whole, captions, {"clip": 0.0, "video": share, "mixed": share * credit}, clip=False)
+
+    @torch.no_grad()
+    def decoded(self, group: int, clips: Latents) -> Frames:
+        """Candidates of prompt number ``group``, decoded again from their latents [g f c h w]; the streams stay."""
+        (track,) = (track for track in self.tracks if group in track.groups)
+        rows = torch.full((len(clips),), track.groups.index(group), device=self.generator.device)
+        state, pixels = self.generator.decoder_select(track.stream.state, rows), []
+        for piece in track.pieces(self.window.frames):
+            if piece.since == piece.first:
+                state = None
+            for first, end, _ in self._chunks(piece):
+                video, state = self.generator.decode(clips[:, first:end].to(self.generator.device), state)
+                pixels.append(to_frames(video))
+        return torch.cat(pixels, 1)
 
     def go_on(self, latents: Latents, chosen: Sequence[int]) -> None:
         """Commit candidate ``chosen[i]`` of every prompt i, under the policy in force: it becomes history."""
