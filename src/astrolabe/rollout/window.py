@@ -185,10 +185,8 @@ class Windows:
                     trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
                     for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
                         kept[: len(own), numbers] = own
-                while shown:
-                    piece = pieces[-len(shown)]
-                    for one in self._footage(track, piece, torch.tensor(numbers), shown.pop(0)):
-                        (see or footage.append)(one)
+                self._show(track, pieces, torch.tensor(numbers), shown, see or footage.append)
+                del shown  # before the next are made
             for piece in pieces:
                 first = (track.stream.frames if piece.since is None else -piece.since) + piece.first
                 stretches += [
@@ -249,6 +247,15 @@ class Windows:
         before = clean[:, piece.since or 0 : piece.first]
         text = track.texts[piece.shot][place : place + 1]
         return track.stream.branch(rows, before, text, piece.since is not None).cache
+
+    def _show(
+        self, track: Track, pieces: Sequence[Piece], rows: Tensor, frames: Sequence[Frames],
+        see: Callable[[Footage], None],
+    ) -> None:  # fmt: skip
+        """Hand over the footage of a micro-batch; a function of its own, so that nothing of it lingers."""
+        for piece, own in zip(pieces, frames, strict=True):
+            for one in self._footage(track, piece, rows, own):
+                see(one)
 
     def _footage(self, track: Track, piece: Piece, rows: Tensor, frames: Frames) -> Iterator[Footage]:
         """What is judged of a piece: its own pixels, and those of its shot so far, as ``credit`` divides it."""
