@@ -249,7 +249,7 @@ class Windows:
         return track.stream.branch(rows, before, text, piece.since is not None).cache
 
     def _show(
-        self, track: Track, pieces: Sequence[Piece], rows: Tensor, frames: Sequence[Frames],
+        self, track: Track, pieces: Sequence[Piece], rows: Tensor, frames: Sequence[Tensor],
         see: Callable[[Footage], None],
     ) -> None:  # fmt: skip
         """Hand over the footage of a micro-batch; a function of its own, so that nothing of it lingers."""
