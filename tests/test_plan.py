@@ -16,6 +16,7 @@ from astrolabe.models.lora import lora_parameters
 from astrolabe.plan import Ledger, make_plan
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rl.grpo import GRPOSettings
+from astrolabe.rl.guards import GuardSettings, WatchSettings
 from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.runtime.config import override
 from astrolabe.shapes.model import WAN
@@ -65,6 +66,9 @@ def test_a_pull_and_a_trajectory_are_counted() -> None:
     assert make_plan(pulled).phases["update"].operations > 1.2 * make_plan(plain).phases["update"].operations
     offload = replace(pulled, offload=True)
     assert make_plan(offload).held["adapters"] == make_plan(plain).held["adapters"]  # the reference is needed at home
+    watched = replace(plain, watch=WatchSettings(guards=(GuardSettings(watch="flicker", above=2.0),)))
+    made, usual = (make_plan(cfg).phases["decode"].operations for cfg in (watched, plain))
+    assert made == 2 * usual  # two candidates of the base beside the group of two
     grpo = replace(plain, algorithm=GRPOSettings(behavior_keep=0.0))
     way = 2 * 2 * 4 * 4 * 6 * 16 * 8 * 8 * 4  # inputs and predictions as made and as kept, levels, candidates, latents
     assert make_plan(grpo).phases["rollout"].bytes == make_plan(plain).phases["rollout"].bytes + way

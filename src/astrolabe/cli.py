@@ -271,7 +271,7 @@ def command_plan(recipe: str, device: str | None, rest: Sequence[str]) -> None:
     seconds = plan.seconds(speed)
     for part, phase in plan.phases.items():
         table.add_row(f"peak: {part}", size(phase.bytes), f"{seconds[part]:.1f}")
-    table.add_row("frames of all candidates, in the host's memory", size(plan.frames), "")
+    table.add_row("frames of a micro-batch, in the host's memory", size(plan.frames), "")
     needed = plan.total(on_host)
     table.add_row("[bold]in all", f"[bold]{size(needed)}", f"[bold]{sum(seconds.values()):.1f}")
     Console().print(table)

@@ -59,7 +59,7 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
     settings = cfg.model
     yield attempt("device", lambda: device_of(cfg))
     yield attempt("rewards", lambda: ", ".join(member.reward.name for member in make_rewards(cfg)))
-    yield attempt("guards", lambda: f"{len(make_watch(cfg).settings.guards)}")
+    yield attempt("guards", lambda: ", ".join(rule.watch for rule in make_watch(cfg).settings.guards) or "none")
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
     stream, wan = STREAM, WAN

@@ -34,6 +34,7 @@ from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rewards.base import at_once
 from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
+from astrolabe.rl.guards import BASE_CLIPS
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import make_optimizer
 from astrolabe.rollout.live import PlacedNoise, VideoStream
@@ -289,7 +290,9 @@ def play_rollout(
     rollout, window, chunk = cfg.rollout, cfg.window, generator.stream.chunk_frames
     rows = rollout.prompts * rollout.micro_batch
     everyone = rollout.prompts * rollout.group_size
-    batches = math.ceil(rollout.group_size / rollout.micro_batch)
+    batches: float = math.ceil(rollout.group_size / rollout.micro_batch)
+    if cfg.watch.guards:  # the base makes some too
+        batches += BASE_CLIPS / rollout.micro_batch
     _, height, width = generator.latent_shape
     pixels = (4 * window.frames - 3) * 3 * 64 * height * width
     plan.frames = rows * pixels

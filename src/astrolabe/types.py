@@ -84,14 +84,6 @@ class Rollout:
     stretches: tuple[Stretch, ...]
     trajectory: Trajectory | None = None
 
-    def clips(self, rows: Int[Tensor, "n"]) -> Frames:
-        """The clips of some candidates, if the footage was kept."""
-        found = []
-        for row in rows.tolist():
-            own = [part.frames[part.rows == row] for part in self.footage if part.clip]
-            found.append(torch.cat([frames for frames in own if len(frames)], 1))
-        return torch.cat(found)
-
 
 @dataclass(frozen=True)
 class Scores:

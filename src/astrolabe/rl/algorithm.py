@@ -120,7 +120,8 @@ class Algorithm(ABC, Generic[Shared]):
         advantages = group_advantages(rewards, size, self.settings.std)
         marked, metrics = self.regulariser.mark(scores, size, rng)
         shares = contributions(values, self.weights, self.settings.combine, size)
-        metrics |= {f"contribution/{name}": share.item() for name, share in zip(scores.names, shares, strict=False)}
+        trained = scores.names[: len(self.weights)]
+        metrics |= {f"contribution/{name}": share.item() for name, share in zip(trained, shares, strict=True)}
         metrics["dropped"] = (~scores.valid).float().mean().item()
         return Experience(rollout, scores, advantages, self.credit(advantages), marked), metrics
 
