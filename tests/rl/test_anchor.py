@@ -24,6 +24,8 @@ def columns(rows: int, seed: int, count: int = 3, levels: int = 5) -> torch.Tens
 
 def test_the_highest_score_has_the_highest_rank_and_ties_share_theirs() -> None:
     assert ranks(torch.tensor([3.0, 1.0, 2.0, 2.0])).tolist() == [3.0, 0.0, 1.5, 1.5]
+    with_a_gap = ranks(torch.tensor([3.0, torch.nan, 2.0, 2.0]))
+    assert with_a_gap[1].isnan() and with_a_gap[[0, 2, 3]].tolist() == [2.0, 0.5, 0.5]
 
 
 @given(ROWS, st.integers(0, 99))
@@ -52,6 +54,12 @@ def test_a_planted_hack_is_anchored_and_its_mirror_image_is_not() -> None:
 def test_disagreement_is_the_primary_rank_minus_the_mean_of_the_others() -> None:
     values = torch.tensor([[1.0, 5.0, 0.0], [2.0, 4.0, 9.0], [3.0, 3.0, 5.0]])
     assert disagreement(values, 0, (1, 2), 3).tolist() == [0 - 1.0, 1 - 1.5, 2 - 0.5]
+
+
+def test_ranks_are_of_the_step_or_of_the_group() -> None:
+    values = torch.tensor([[0.0, 0.0], [1.0, 3.0], [2.0, 1.0], [3.0, 2.0]])
+    assert disagreement(values, 0, (1,), 2, "step").tolist() == [0.0, -2.0, 1.0, 1.0]
+    assert disagreement(values, 0, (1,), 2, "group").tolist() == [0.0] * 4
 
 
 def test_within_groups_only_ones_own_group_counts() -> None:
