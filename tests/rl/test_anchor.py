@@ -137,9 +137,9 @@ def test_a_sample_without_a_score_is_never_anchored_and_moves_nobodys_rank() -> 
             marked, _ = regulariser(samples=samples).mark(scores(values), 24, rng)
             assert not marked[7]
     rest = [row for row in range(24) if row != 7]
-    marked, _ = regulariser().mark(scores(values), 24, torch.Generator())
-    alone, _ = regulariser().mark(scores(values[rest]), 23, torch.Generator())
-    assert torch.equal(marked[rest], alone)
+    marked, seen = regulariser().mark(scores(values), 24, torch.Generator())
+    alone, told = regulariser().mark(scores(values[rest]), 23, torch.Generator())
+    assert torch.equal(marked[rest], alone) and seen["disagreement"] == told["disagreement"]
 
 
 def test_a_rewards_own_uncertainty_adds_to_the_disagreement() -> None:
