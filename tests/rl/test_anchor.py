@@ -153,6 +153,9 @@ def test_a_rewards_own_uncertainty_adds_to_the_disagreement() -> None:
     )
     assert not plain.any()  # two that disagree equally: nobody stands out
     assert asked.nonzero()[:, 0].tolist() == [2]
+    even = [regulariser(uncertainty=weight).mark(scores(values, torch.ones(4, 3)), 4, torch.Generator())[1]
+            for weight in (0.0, 1.0)]  # fmt: skip
+    assert even[0] == even[1]  # where all are doubted alike, nothing changes
 
 
 class Slots(Policies):
