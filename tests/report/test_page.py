@@ -199,6 +199,14 @@ def test_what_is_no_run_or_broken_is_refused(tmp_path: Path):
     assert not (folder.path / "report.html").exists()
 
 
+def test_a_guard_has_a_chart_of_its_own_beside_the_base():
+    line = {"step": 0, "lr": 1.0, "watch/flicker": 0.02, "watch/base_flicker": 0.01, "watch/rate": 1.0}
+    charts = {chart.title: json.loads(chart.spec)["data"] for chart in training_charts([line])}
+    assert list(charts) == ["Guard: flicker", "Learning rate"]
+    assert {trace["name"]: trace["y"] for trace in charts["Guard: flicker"]} == {"this run": [0.02], "base": [0.01]}
+    assert not training_charts([{"step": 0, "lr": 1.0}])
+
+
 def test_a_metric_that_is_not_finite_is_a_gap(tmp_path: Path):
     charts = training_charts(read_metrics(make_run(tmp_path / "run").path / "metrics.jsonl"))
     norm = next(chart for chart in charts if chart.title == "Gradient norm")

@@ -129,7 +129,7 @@ def training_charts(records: Records) -> list[Chart]:
     rewards = {f"reward/{name}": name.replace("_", " ") for name in names_under(records, "reward")}
     spreads = {f"group_std/{name}": name.replace("_", " ") for name in names_under(records, "group_std")}
     shares = {f"contribution/{name}": name.replace("_", " ") for name in names_under(records, "contribution")}
-    guarded = {f"watch/{name}": name.replace("_", " ") for name in names_under(records, "watch")}
+    guarded = [name.removeprefix("base_") for name in names_under(records, "watch") if name.startswith("base_")]
     wanted = (
         (rewards, "Rewards", "Mean of every reward over all candidates of a step. Each step has prompts of its own."),
         (spreads, "Spread within a group", "Standard deviation of a reward among the candidates of one prompt: what "
@@ -140,8 +140,9 @@ def training_charts(records: Records) -> list[Chart]:
          "the others, mean over the samples where it does. A rise means that one reward is being served alone."),
         ({"anchored": "anchored", "rho": "rho"}, "Anchored", "Share of the samples that are held near the reference, "
          "and the share rho of the disagreeing ones that should be."),
-        (guarded, "Guards", "Running averages of what is watched, in this run and in the base on the same prompts; "
-         "rate is what guards have left of the learning rate."),
+        *(({f"watch/{name}": "this run", f"watch/base_{name}": "base"}, f"Guard: {name.replace('_', ' ')}",
+           "Running average of this run, and of the base in the same places.") for name in guarded),
+        ({"lr": "learning rate"} if guarded else {}, "Learning rate", "Guards may have slowed it."),
         ({"loss": "loss"}, "Loss", "No measure of quality: the model makes its own data, and they move with it."),
         ({"grad_norm": "gradient norm"}, "Gradient norm", "Before clipping."),
         ({"drift_behavior": "from the behavior policy", "drift_reference": "anchored ones from the reference"}, "Drift",
