@@ -28,11 +28,13 @@ import torch
 
 from astrolabe.evaluation.suites import MEASURES, Suite, run_suite
 from astrolabe.experiment import HARD, RewardSettings, TrainConfig
+from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.grpo import GRPOSettings
 from astrolabe.rl.guards import GuardSettings, WatchSettings
 from astrolabe.rl.nft import NFTSettings
+from astrolabe.rl.policies import Policies
 from astrolabe.rl.positive import PositiveSettings
 from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.rl.reward_weighted import RewardWeightedSettings
@@ -57,7 +59,7 @@ def reward(name: Any, weight: float = 1.0, **fields: Any) -> RewardSettings:
 
 
 JUDGES = tuple(reward(name, role="judge") for name in ("joint", "shape", "motion", "cleanliness"))
-HACKABLE = (reward("pixel_saturation", role="primary"), reward("pixel_steadiness"), reward("pixel_motion", 0.5))
+HACKABLE = (reward("pixel_saturation", role="primary"), reward("pixel_steadiness", 0.25), reward("pixel_motion", 0.25))
 NFT = NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=1, common_noise=True)
 
 
@@ -68,13 +70,13 @@ def standard() -> TrainConfig:
         base, steps=24, algorithm=NFT,
         rollout=RolloutSettings(prompts=4, group_size=8, micro_batch=8),
         optimizer=replace(base.optimizer, minibatches=2, share=1.0, micro_batch=8),
-        checkpoint_every=24, sample_every=24,
+        checkpoint_every=4, checkpoints_kept=6, sample_every=24,
     )  # fmt: skip
 
 
 def hacking(regularisation: RegularisationSettings | None = None, **fields: Any) -> TrainConfig:
     """One reward that any brighter blob pleases, two that know a little, on all kinds of scenes."""
-    base = replace(standard(), prompts="train", rewards=(*HACKABLE, *JUDGES), **fields)
+    base = rewarded(*HACKABLE, **fields)
     return replace(base, regularisation=regularisation or RegularisationSettings())
 
 
@@ -84,10 +86,13 @@ def pull(samples: Any, strength: float = 0.1, **fields: Any) -> RegularisationSe
 
 
 def rewarded(*rewards: RewardSettings, **fields: Any) -> TrainConfig:
-    """Trained on these rewards; what is not among them judges."""
+    """Trained on these rewards, on all kinds of scenes and at twice the rate: a proxy is to be served as well as it
+    can be. What is not among the rewards judges."""
+    base = standard()
     known = {one.name for one in rewards}
     judges = tuple(judge for judge in JUDGES if judge.name not in known)
-    return replace(standard(), prompts="train", rewards=(*rewards, *judges), **fields)
+    faster = replace(base.optimizer, lr=2 * base.optimizer.lr)
+    return replace(base, prompts="train", rewards=(*rewards, *judges), optimizer=faster, **fields)
 
 
 def algorithm(settings: Any) -> TrainConfig:
@@ -141,6 +146,20 @@ CELLS: dict[str, TrainConfig] = {
 }  # fmt: skip
 
 
+def glimpse(generator: WanGenerator, policies: Policies, suite: Suite, out: Path, step: int) -> dict[str, float]:
+    """What a checkpoint is worth on held-out prompts, a few videos of it; step 0 is the base."""
+    if step:
+        tensors, _ = RunFolder(out).checkpoints.load(step)
+        own = {key.removeprefix("learner/"): value for key, value in tensors.items() if key.startswith("learner/")}
+        policies.load("learner", own)
+    with policies.using("learner" if step else None), torch.no_grad():
+        found = run_suite(generator, suite, range(len(suite.scenes)), 22)
+    scores = {measure: found.scores[measure].mean().item() for measure in MEASURES}
+    return (
+        {"step": step} | scores | {name: pixels(found.videos, []).mean().item() for name, pixels in ANY_VIDEO.items()}
+    )
+
+
 def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
     """Train and judge one run."""
     cfg = replace(CELLS[cell], seed=seed)
@@ -150,7 +169,7 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
     _, generator, policies = open_run(RunFolder(out))
     long = cell.startswith("s ")
     frames, parts = (4 * CLIP_FRAMES, 4) if long else (CLIP_FRAMES, 1)
-    suite = Suite("test", NOISES, frames)
+    suite, glance = Suite("test", NOISES, frames), Suite("test", NOISES[:1], frames)
     practised = torch.tensor([scene.motion in HARD or scene.shape in HARD for scene in suite.scenes])
     judged: dict[str, Any] = {}
     for name, slot in (("base", None), ("aligned", "learner")):
@@ -163,8 +182,13 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
         judged[name] |= {proxy: pixels(found.videos, []).mean().item() for proxy, pixels in ANY_VIDEO.items()}
         if long:
             judged[name]["joint_by_window"] = [part.mean().item() for part in found.windows["joint"]]
+    along = (
+        []
+        if long
+        else [glimpse(generator, policies, glance, out, step) for step in (0, *RunFolder(out).checkpoints.steps())]
+    )
     return {
-        "cell": cell, "seed": seed, **judged, "seconds": round(seconds, 1), "peak_bytes": peak,
+        "cell": cell, "seed": seed, **judged, "along": along, "seconds": round(seconds, 1), "peak_bytes": peak,
         "samples": len(lines) * cfg.rollout.prompts * cfg.rollout.group_size,
         "by_step": {key: [line.get(key) for line in lines] for key in lines[0]
                     if not key.startswith("seconds/") and key != "step"},

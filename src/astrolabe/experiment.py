@@ -121,6 +121,7 @@ class TrainConfig:
         default=False,
     )
     checkpoint_every: int = setting("checkpoints are this far apart", unit="steps", default=10, ge=1)
+    checkpoints_kept: int = setting("so many of the newest checkpoints stay", default=2, ge=1)
     sample_every: int = setting("groups kept for the report are this far apart", unit="steps", default=10, ge=1)
     tensorboard: bool = setting("write TensorBoard events too", default=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -251,7 +251,8 @@ def train(cfg: TrainConfig, out: Path) -> Path:
 
 def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, str]) -> None:
     """The steps from ``start`` on, each with its metrics; checkpoints and samples as often as configured."""
-    cfg, out, store = trainer.cfg, folder.path, folder.checkpoints
+    cfg, out = trainer.cfg, folder.path
+    store = replace(folder.checkpoints, keep=cfg.checkpoints_kept)
     log = MetricsLog(out / "metrics.jsonl")
     log.truncate_after(start - 1)
     shown = (*[f"reward/{member.reward.name}" for member in trainer.suite], "loss")
