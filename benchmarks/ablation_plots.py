@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,24 +12,21 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
-from benchmarks.ablations import RESULT
+from benchmarks.ablations import RESULT, interval
 from benchmarks.plots import BLUE, GREY, RED
 
 OUT = Path("docs/images/ablations.svg")
-TITLES = {"b": "regularisation of a hackable reward", "c": "which rewards", "d": "adaptive weighting",
-          "e": "beta, levels, context", "r": "rivals", "s": "on videos four times as long"}  # fmt: skip
-PROXY, JUDGED, SMOOTHED = "reward/pixel_saturation", "reward/joint", 5
-
-
-def smooth(values: Sequence[float]) -> list[float]:
-    """Mean over the last few steps."""
-    return [mean(values[max(0, step - SMOOTHED + 1) : step + 1]) for step in range(len(values))]
+TITLES = {"b": "regularisation of a hackable reward", "c": "which rewards", "e": "beta, levels, context", "r": "rivals",
+          "s": "on videos four times as long"}  # fmt: skip
+PROXY, JUDGED = "pixel_saturation", "joint"
+COLOURS = ("black", "#9ec5e8", BLUE, "#e0901f", RED, "#8f6ee8", GREY)
 
 
 def at_proxy(proxy: Sequence[float], judged: Sequence[float], level: float) -> float | None:
-    """What the judge says where the proxy reward first rises to ``level``, between two steps linearly; None where it
-    never does."""
+    """What the judge says where the proxy reward first rises to ``level``, between two checkpoints linearly; None where
+    it never does."""
     for step in range(1, len(proxy)):
         before, after = proxy[step - 1], proxy[step]
         if before < level <= after:
@@ -38,48 +35,76 @@ def at_proxy(proxy: Sequence[float], judged: Sequence[float], level: float) -> f
     return judged[0] if proxy and proxy[0] >= level else None
 
 
+def track(run: Mapping[str, Any], measure: str) -> list[float]:
+    """A measure on held-out prompts, from the base on, checkpoint by checkpoint."""
+    return [point[measure] for point in run["along"]]
+
+
 def matched(cells: Sequence[dict[str, Any]], rise: float) -> dict[str, list[float | None]]:
     """For every regulariser and seed the joint oracle where the proxy has risen by the share ``rise`` of what it rises
-    by without any regulariser."""
+    by without any regulariser; both on held-out prompts."""
     plain = next(cell for cell in cells if cell["name"] == "b none")
-    tracks = [smooth(run["by_step"][PROXY]) for run in plain["runs"]]
-    start, end = mean(track[SMOOTHED - 1] for track in tracks), mean(track[-1] for track in tracks)
+    tracks = [track(run, PROXY) for run in plain["runs"]]
+    start, end = mean(one[0] for one in tracks), mean(one[-1] for one in tracks)
     level = start + rise * (end - start)
     return {
-        cell["name"]: [at_proxy(smooth(run["by_step"][PROXY]), smooth(run["by_step"][JUDGED]), level)
-                       for run in cell["runs"]]
+        cell["name"]: [at_proxy(track(run, PROXY), track(run, JUDGED), level) for run in cell["runs"]]
         for cell in cells if cell["name"].startswith("b ")
     }  # fmt: skip
 
 
+def bars(axes: Axes, rows: Sequence[Mapping[str, Any]], title: str) -> None:
+    """The joint oracle of every cell with its interval; the base is dashed."""
+    values = [row["scores"]["joint"] for row in rows]
+    reach = [abs(value["ci95"][1] - value["mean"]) if value["ci95"] else 0 for value in values]
+    names = [row["name"][2:] if row["name"][1] == " " else row["name"] for row in rows]
+    axes.barh(names, [value["mean"] for value in values], xerr=reach, color=BLUE, ecolor="black", capsize=3)
+    axes.axvline(rows[0]["base"]["joint"], color=GREY, linestyle="--")
+    axes.set_title(f"joint oracle on held-out prompts: {title} (dashed: base)", fontsize=9)
+    axes.invert_yaxis()
+
+
+def hacking(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
+    """What the proxy gains and what it costs, checkpoint by checkpoint, mean over seeds."""
+    for cell, colour in zip(cells, COLOURS, strict=False):
+        proxy, joint = ([mean(column) for column in zip(*(track(run, name) for run in cell["runs"]), strict=True)]
+                        for name in (PROXY, JUDGED))  # fmt: skip
+        axes.plot(proxy, joint, marker="o", markersize=3, color=colour, label=cell["name"][2:], linewidth=1)
+    axes.set_xlabel("saturation of held-out videos: the proxy reward", fontsize=8)
+    axes.set_ylabel("joint oracle", fontsize=8)
+    axes.set_title("hacking: what the proxy gains and what it costs", fontsize=9)
+    axes.legend(fontsize=7)
+
+
+def by_step(axes: Axes, cells: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
+    """A logged number by step, a line a seed, red with adaptive weighting."""
+    for cell in cells:
+        for run in cell["runs"]:
+            axes.plot(run["by_step"][name], color=RED if cell["name"] == "d adaptive" else BLUE, linewidth=0.8)
+    axes.set_title(f"{title} by step (red: with adaptive weighting)", fontsize=9)
+
+
 def main() -> None:
-    """Draw what is there."""
+    """Draw what is there, and say what the regularisers cost at equal proxies."""
     cells = json.loads(RESULT.read_text(encoding="utf-8"))["cells"]
     by_letter = {letter: [cell for cell in cells if cell["name"].startswith(f"{letter} ")] for letter in TITLES}
     shown = {letter: found for letter, found in by_letter.items() if found}
-    figure, grid = plt.subplots(len(shown) + 1, 1, figsize=(9, 2.6 * (len(shown) + 1)), squeeze=False)
-    standard = next((cell for cell in cells if cell["name"] == "standard"), None)
+    figure, grid = plt.subplots(len(shown) + 3, 1, figsize=(9, 2.7 * (len(shown) + 3)), squeeze=False)
+    standard = [cell for cell in cells if cell["name"] == "standard"]
     for (letter, found), axes in zip(shown.items(), grid[:, 0], strict=False):
-        rows = [standard, *found] if standard and letter in "der" else found
-        values = [row["scores"]["joint"] for row in rows]
-        reach = [abs(value["ci95"][1] - value["mean"]) if value["ci95"] else 0 for value in values]
-        names = [row["name"].removeprefix(f"{letter} ") for row in rows]
-        axes.barh(names, [value["mean"] for value in values], xerr=reach, color=BLUE, ecolor="black", capsize=3)
-        axes.axvline(rows[0]["base"]["joint"], color=GREY, linestyle="--")
-        axes.set_title(f"joint oracle on held-out prompts: {TITLES[letter]} (dashed: base)", fontsize=9)
-        axes.invert_yaxis()
-    axes = grid[-1, 0]
-    for cell, colour in ((c, RED if c["name"] == "d adaptive" else BLUE) for c in cells if c["name"] in (
-            "standard", "d adaptive")):  # fmt: skip
-        for run in cell["runs"]:
-            axes.plot(run["by_step"]["latents_rms"], color=colour, linewidth=0.8)
-    axes.set_title("size of the latents by step: red with adaptive weighting", fontsize=9)
+        bars(axes, [*standard, *found] if letter in "er" else found, TITLES[letter])
+    hacking(grid[-3, 0], by_letter["b"])
+    adaptive = [*standard, *(cell for cell in cells if cell["name"] == "d adaptive")]
+    by_step(grid[-2, 0], adaptive, "latents_rms", "size of the latents")
+    by_step(grid[-1, 0], adaptive, "reward/motion_fit", "reward motion_fit")
     figure.tight_layout()
     figure.savefig(OUT, metadata={"Date": None})
     print(OUT)
-    if by_letter["b"]:
-        for rise in (0.25, 0.5, 0.75):
-            print(f"joint where the proxy has risen by {rise:.0%}:", matched(cells, rise))
+    for rise in (0.25, 0.5, 0.75) if by_letter["b"] else ():
+        print(f"joint where the proxy has risen by {rise:.0%}:")
+        for name, found in matched(cells, rise).items():
+            there = [value for value in found if value is not None]
+            print(f"  {name:34} {interval(there) if there else 'never'}, {len(there)} of {len(found)} seeds")
 
 
 if __name__ == "__main__":
