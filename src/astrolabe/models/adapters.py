@@ -23,10 +23,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from astrolabe.models.wan.weights import WRAPPERS, Layout, few
+from astrolabe.models.wan.weights import WRAPPERS, Layout
 from astrolabe.runtime.checkpoint import own_metadata
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.strict import few
 from astrolabe.runtime.tensorfile import FLAT, open_tensors
 
 CONTAINERS = ("generator_lora", FLAT)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Span, Video, to_video
@@ -118,6 +119,23 @@ def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSa
         )
     values = values.float().cpu()
     return torch.where(values.isfinite(), values, torch.nan), doubt.float().cpu().nan_to_num()
+
+
+def check_batch(name: str, video: Tensor, prompts: Sequence[str], frames: int = 1) -> None:
+    """UserError, naming the reward, unless these are videos [b, t, 3, y, x] in [0, 1] of at least so many ``frames``,
+    each with a prompt that says something."""
+    if video.ndim != 5 or video.shape[2] != 3:
+        raise UserError(f"{name}: videos came as {list(video.shape)}; expected [batch, frames, 3, height, width]")
+    if len(video) != len(prompts):
+        raise UserError(f"{name}: {len(video)} videos came with {len(prompts)} prompts")
+    if video.shape[1] < frames:
+        raise UserError(f"{name}: videos of {video.shape[1]} frames came; it looks at {frames} at least")
+    low, high = (float(end) for end in video.aminmax()) if video.numel() else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):  # nan neither
+        raise UserError(f"{name}: pixels from {low:g} to {high:g} came; expected 0 to 1")
+    for number, prompt in enumerate(prompts):
+        if not prompt.strip():
+            raise UserError(f"{name}: prompt {number + 1} of {len(prompts)} is empty")
 
 
 def check_dropped(scores: Scores, most: float) -> None:

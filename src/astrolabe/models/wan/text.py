@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
-from astrolabe.models.wan.weights import check, fill
 from astrolabe.runtime.checkpoint import fingerprint
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.strict import check, fill
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 from astrolabe.types import TextEmbeddings
 

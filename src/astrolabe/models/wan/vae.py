@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from astrolabe.models.wan.weights import check, fill
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.strict import check, fill
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 from astrolabe.types import Latents, Video
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.strict import check, fill
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 
 # What training wrappers leave in a name, anywhere; and what stands before all of them, once.
@@ -21,7 +21,6 @@ WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_ori
 PREFIX = re.compile(r"^(model\.|diffusion_model\.)")
 CONTAINERS = ("generator_ema", "generator", FLAT)
 HEAD_DIM = 128  # of every released Wan; it cannot be read off the tensors
-SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -90,44 +89,6 @@ def read_config(entries: Container, head_dim: int = HEAD_DIM) -> WanConfig:
         out_dim=size("head.head.weight", 0) // math.prod(patch),
         patch_size=(patch[0], patch[1], patch[2]),
     )
-
-
-def check(found: Container, module: nn.Module, source: str) -> None:
-    """UserError unless ``found`` has exactly the tensors of ``module``, of the same shapes; lists the first few."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    wrong = [
-        ("missing", [name for name in expected if name not in found]),
-        ("unknown", [name for name in found if name not in expected]),
-        (
-            "of another shape",
-            [
-                f"{name} {list(found[name].shape)} instead of {list(shape)}"
-                for name, shape in expected.items()
-                if name in found and found[name].shape != shape
-            ],
-        ),
-    ]
-    complaints = [f"{len(names)} {what}: {few(names)}" for what, names in wrong if names]
-    if complaints:
-        raise UserError(f"{source}: {'; '.join(complaints)}")
-
-
-def few(names: Iterable[str]) -> str:
-    """The first few of ``names``, and how many more there are."""
-    known = list(names)
-    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return ", ".join(known[:SHOWN]) + more
-
-
-def fill(
-    module: nn.Module, file: TensorFile, entries: Container, device: torch.device | str, dtype: torch.dtype | None
-) -> None:
-    """Give a module on ``meta`` its tensors, each straight from the file to ``device`` in ``dtype``, and freeze it."""
-    with file.reader() as reader:
-        in_order = sorted(set(entries.values()), key=lambda entry: entry.offset)  # one pass; tied names share one
-        read = {entry: reader.read(entry, device, dtype) for entry in in_order}
-    module.load_state_dict({name: read[entry] for name, entry in entries.items()}, strict=True, assign=True)
-    module.eval().requires_grad_(False)
 
 
 def plan_transformer(
