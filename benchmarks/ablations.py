@@ -80,7 +80,7 @@ def hacking(regularisation: RegularisationSettings | None = None, **fields: Any)
     return replace(base, regularisation=regularisation or RegularisationSettings())
 
 
-def pull(samples: Any, strength: float = 0.02, **fields: Any) -> RegularisationSettings:
+def pull(samples: Any, strength: float = 0.004, **fields: Any) -> RegularisationSettings:
     """Regularisation."""
     return RegularisationSettings(samples=samples, strength=strength, max_age=5, **fields)
 
@@ -115,8 +115,8 @@ KNOWING = (reward("shape_fit"), reward("motion_fit"))
 CELLS: dict[str, TrainConfig] = {
     "standard": standard(),
     "b none": hacking(),
-    "b uniform weak": hacking(pull("uniform", 0.002, reference="fixed")),
-    "b uniform strong": hacking(pull("uniform", 0.008, reference="fixed")),
+    "b uniform weak": hacking(pull("uniform", 0.001, reference="fixed")),
+    "b uniform strong": hacking(pull("uniform", 0.004, reference="fixed")),
     "b selective fixed": hacking(pull("selective", reference="fixed", share=0.2)),
     "b selective moving": hacking(pull("selective", share=0.2)),
     "b selective moving, descending": hacking(pull("selective", share=0.2, order="descending")),
