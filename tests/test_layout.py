@@ -25,9 +25,10 @@ RANKS = {
     **dict.fromkeys(["evaluation", "experiment"], 6),
     **dict.fromkeys(["pretrain", "runs"], 7),
     **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 8),
-    **dict.fromkeys(["recipes"], 9),
-    **dict.fromkeys(["cli"], 10),
-    **dict.fromkeys(["__main__"], 11),
+    **dict.fromkeys(["judging", "recipes"], 9),
+    **dict.fromkeys(["cli_rewards"], 10),
+    **dict.fromkeys(["cli"], 11),
+    **dict.fromkeys(["__main__"], 12),
 }
 MAX_LINES = 400
 DISTRIBUTIONS = {

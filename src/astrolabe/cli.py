@@ -1,4 +1,4 @@
-"""The command line: ``astrolabe demo | train | evaluate | report | generate | models | embed | export | doctor``."""
+"""The command line: ``astrolabe demo | train | evaluate | report | generate | rewards | ...``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any, get_args
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from astrolabe import __version__
+from astrolabe.cli_rewards import add_reward_commands, command_rewards
 from astrolabe.data.prompts import read_prompts
 from astrolabe.data.scripts import parse_script, prompts_of, read_script
-from astrolabe.doctor import examine, size
+from astrolabe.doctor import examine, show_findings, size
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
 from astrolabe.experiment import (
@@ -71,6 +71,9 @@ def build_parser() -> Parser:
     training = commands.add_parser("train", help="run a recipe", add_help=False, allow_abbrev=False)
     training.add_argument("recipe", nargs="?", help="a recipe's name, or a config.yaml to train from again")
     training.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    training.add_argument(
+        "--trust-code", action="store_true", help="run the rewards of your own that a config.yaml names"
+    )
     training.add_argument("-h", "--help", action="store_true", help="show every field with its meaning and unit")
 
     judging = commands.add_parser(
@@ -126,6 +129,8 @@ def add_model_commands(commands: Any) -> None:
     checking.add_argument("recipe", nargs="?", help="a recipe's name or a config.yaml; its fields may follow")
     checking.add_argument("--out", type=Path, help="where the run would go (default: runs/RECIPE)")
 
+    add_reward_commands(commands, Parser)
+
     planning = commands.add_parser("plan", help="the memory and time that a step of a recipe takes", allow_abbrev=False)
     planning.add_argument("recipe", help="a recipe's name or a config.yaml; its fields may follow")
     planning.add_argument("--device", help=f"for which device (default: this machine's): {', '.join(DEVICES)}")
@@ -164,7 +169,7 @@ def run(argv: list[str]) -> None:
     if args.command == "demo":
         demo(args.out)
     elif args.command == "train":
-        command_train(args.recipe, args.out, rest, args.help)
+        command_train(args.recipe, args.out, rest, args.help, args.trust_code)
     elif args.command == "generate":
         command_generate(args, rest)
     elif args.command == "models":
@@ -178,13 +183,17 @@ def run(argv: list[str]) -> None:
         command_doctor(args.recipe, args.out, rest)
     elif args.command == "plan":
         command_plan(args.recipe, args.device, rest)
+    elif args.command == "rewards":
+        command_rewards(args)
     elif args.command == "evaluate":
         show_evaluation(evaluate(RunFolder(args.run), args.split, long=not args.no_long))
     else:
         print(write_report(RunFolder(args.run)))
 
 
-def command_train(recipe: str | None, out: Path | None, rest: Sequence[str], help_wanted: bool) -> None:
+def command_train(
+    recipe: str | None, out: Path | None, rest: Sequence[str], help_wanted: bool, trusted: bool = False
+) -> None:
     """``astrolabe train RECIPE [--field.sub value ...]``."""
     if recipe is None and not help_wanted:
         raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
@@ -193,6 +202,11 @@ def command_train(recipe: str | None, out: Path | None, rest: Sequence[str], hel
         show_fields(recipe or "shapes", cfg)
         return
     cfg = override(cfg, parse_overrides(rest))
+    foreign = [reward.name for reward in cfg.rewards if reward.own]
+    if foreign and recipe not in RECIPES and not trusted:
+        raise UserError(
+            f"{recipe} names code to run: {', '.join(foreign)}; look at it, and if you trust it add --trust-code"
+        )
     folder = train(cfg, out or Path("runs") / Path(recipe or "").stem)
     print(f"trained: {folder}\nnext:    astrolabe evaluate {folder} && astrolabe report {folder}")
 
@@ -244,17 +258,7 @@ def command_doctor(recipe: str | None, out: Path | None, rest: Sequence[str]) ->
     if recipe is None and rest:
         raise UserError(f"unexpected argument {rest[0]!r}: a recipe comes before its fields")
     cfg = override(resolve(recipe), parse_overrides(rest)) if recipe else None
-    table, ill = Table("", "", Column(overflow="fold"), show_header=False, box=None, padding=(0, 1)), 0
-    for finding in examine(cfg, out or Path("runs") / Path(recipe or "demo").stem):
-        ill += not finding.well
-        said = escape(finding.said)
-        if finding.remedy and not finding.well:
-            said += f"\n[yellow]-> {escape(finding.remedy)}"
-        table.add_row("[green]ok" if finding.well else "[red]NO", finding.name, said)
-    Console().print(table)
-    if ill:
-        print(f"{ill} thing{'s' * (ill > 1)} to mend")
-        sys.exit(1)
+    show_findings(examine(cfg, out or Path("runs") / Path(recipe or "demo").stem))
 
 
 def command_plan(recipe: str, device: str | None, rest: Sequence[str]) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
 from astrolabe.experiment import (
     TrainConfig,
     check_windows,
     make_algorithm,
     make_prompts,
-    make_rewards,
     make_watch,
     resolved,
 )
@@ -32,6 +35,8 @@ from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
+from astrolabe.rewards.opening import look_at
+from astrolabe.rewards.settings import MODELS
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
@@ -58,7 +63,9 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
         return
     settings = cfg.model
     yield attempt("device", lambda: device_of(cfg))
-    yield attempt("rewards", lambda: ", ".join(member.reward.name for member in make_rewards(cfg)))
+    for reward in cfg.rewards:
+        remedy = DOWNLOAD if reward.name in MODELS else ""
+        yield attempt(f"reward {reward.name}", partial(look_at, reward), remedy)
     yield attempt("guards", lambda: ", ".join(rule.watch for rule in make_watch(cfg).settings.guards) or "none")
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
@@ -206,3 +213,18 @@ def device_of(cfg: TrainConfig) -> str:
 def size(count: float) -> str:
     """Bytes for people."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+
+
+def show_findings(findings: Iterable[Finding]) -> None:
+    """A line each; exit code 1 when something is not well."""
+    table, ill = Table("", "", Column(overflow="fold"), show_header=False, box=None, padding=(0, 1)), 0
+    for finding in findings:
+        ill += not finding.well
+        said = escape(finding.said)
+        if finding.remedy and not finding.well:
+            said += f"\n[yellow]-> {escape(finding.remedy)}"
+        table.add_row("[green]ok" if finding.well else "[red]NO", finding.name, said)
+    Console().print(table)
+    if ill:
+        print(f"{ill} thing{'s' * (ill > 1)} to mend")
+        sys.exit(1)

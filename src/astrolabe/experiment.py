@@ -14,9 +14,10 @@ from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, Reward, Role, UncertainReward
+from astrolabe.rewards.base import Member, UncertainReward
+from astrolabe.rewards.opening import Opening
 from astrolabe.rewards.pixels import ANY_VIDEO
-from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
+from astrolabe.rewards.settings import MODELS, ONE_FRAME, ORACLES, RewardSettings
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.grpo import GRPO, GRPOSettings
 from astrolabe.rl.guards import Watch, WatchSettings
@@ -34,13 +35,8 @@ from astrolabe.shapes.captions import WORDINGS, caption, parse, split
 from astrolabe.shapes.model import STREAM, load_shapes_model
 from astrolabe.shapes.oracles import SHORTEST
 from astrolabe.shapes.world import FPS
-from astrolabe.types import Span
 
 HARD = ("bounce", "pulse", "cross")  # words of the scenes that the embedded model gets wrong most
-RewardName = Literal["joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness",
-                     "smoothness", "steadiness", "pixel_motion", "pixel_steadiness", "pixel_saturation",
-                     "pixel_sharpness", "random"]  # fmt: skip
-ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness")
 
 
 @config
@@ -72,26 +68,6 @@ class ModelChoice:
     """A model by itself, as commands other than training take it."""
 
     model: ShapesSettings | ReleasedSettings
-
-
-@config
-class RewardSettings:
-    """One reward: its weight, its role, and what it sees."""
-
-    name: RewardName = setting(
-        "reward; steadiness is the opposite of flicker, random is a control that knows nothing; pixel_* judge any video"
-    )
-    weight: float = setting("share of influence on the sum", default=1.0, ge=0)
-    role: Role = setting(
-        "primary: the one that may be hacked; auxiliary: trained on too; judge: measured and logged, never trained on",
-        default="auxiliary",
-    )
-    span: Span = setting(
-        "what it judges: the clip, the video so far, or both mixed as window.credit says", default="mixed"
-    )
-    frames: int | None = setting(
-        "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
-    )
 
 
 @config
@@ -128,11 +104,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         names = [reward.name for reward in self.rewards]
         check_roles(self.rewards, self.regularisation)
-        strangers = [name for name in names if name not in (*ANY_VIDEO, "random")]
+        strangers = [name for name in names if name in ORACLES]
         if isinstance(self.model, ReleasedSettings) and strangers:
             raise UserError(
                 f"rewards: {', '.join(strangers)} judges the shapes world alone, and the model is {self.model.name}; "
-                f"any video is judged by {', '.join(ANY_VIDEO)}"
+                f"any video is judged by {', '.join((*MODELS, *ANY_VIDEO))}"
             )
         if isinstance(self.model, ReleasedSettings) and self.model.rebuild_frames is not None:
             raise UserError(
@@ -165,12 +141,12 @@ def check_roles(rewards: Sequence[RewardSettings], regularisation: Regularisatio
     if not any(reward.weight for reward in trained):
         raise UserError("rewards: every reward that is trained on has weight 0; give one of them a weight above it")
     for reward in rewards:
-        if reward.frames is not None and reward.name not in ONE_FRAME:
+        if reward.frames is not None and reward.name not in ONE_FRAME and not reward.own:
             raise UserError(
                 f"rewards: {reward.name} looks at motion and must see every frame; frames={reward.frames} is for "
                 f"{', '.join(ONE_FRAME)}"
             )
-        if reward.frames is not None and reward.name not in ANY_VIDEO and reward.frames < SHORTEST:
+        if reward.frames is not None and reward.name in ORACLES and reward.frames < SHORTEST:
             raise UserError(f"rewards: {reward.name} with frames={reward.frames}: the oracles need at least {SHORTEST}")
     if regularisation.samples in ("selective", "random"):
         if not primaries:
@@ -223,12 +199,11 @@ def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
 
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
-    oracles = Oracles()
+    opening = Opening(cfg.seed, float(FPS))
     suite = [
-        Member(make_reward(settings.name, cfg.seed, oracles), settings.weight, settings.role, settings.span,
-               settings.frames)
+        Member(opening.reward(settings), settings.weight, settings.role, settings.span, settings.frames)
         for settings in in_order(cfg.rewards)
-    ]  # fmt: skip
+    ]
     doubted = [member.reward for member in suite if member.role == "primary"]
     if cfg.regularisation.uncertainty and not all(isinstance(reward, UncertainReward) for reward in doubted):
         raise UserError(
@@ -236,17 +211,6 @@ def make_rewards(cfg: TrainConfig) -> list[Member]:
             "uncertain it is; leave it at 0"
         )
     return suite
-
-
-def make_reward(name: str, seed: int, oracles: Oracles) -> Reward:
-    """One reward by its name."""
-    if name == "random":
-        return RandomReward(seed)
-    if name in ANY_VIDEO:
-        return ANY_VIDEO[name]
-    if name == "steadiness":
-        return OracleReward("steadiness", "flicker", oracles, sign=-1.0)
-    return OracleReward(name, name, oracles)
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:

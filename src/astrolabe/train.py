@@ -26,7 +26,7 @@ from astrolabe.experiment import (
     resolved,
 )
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, Scorer
+from astrolabe.rewards.base import Member, Scorer, ScoringError
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.guards import BASE_CLIPS, Alarm, Meter, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
@@ -97,7 +97,7 @@ class Trainer:
         phases = zip(("history", "rollout", "rewards", "update", "commit"), pairwise(clock), strict=True)
         seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
         metrics |= {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
-        return Turn(metrics, alarms, best, shown)
+        return Turn(metrics, alarms, best, shown, eye.scorer.refusals)
 
     def shows(self, step: int) -> bool:
         """Whether a group of this step is kept for the report: now and then, and of the last."""
@@ -199,12 +199,13 @@ class Eye:
 @dataclass(frozen=True)
 class Turn:
     """What came of a step; ``best``: the acting adapter, if the judges were never as content with it as now; ``shown``:
-    a group for the report."""
+    a group for the report; ``refusals``: what rewards could not judge."""
 
     metrics: Metrics
     alarms: list[Alarm]
     best: dict[str, torch.Tensor] | None
     shown: Shown | None
+    refusals: dict[str, str]
 
 
 class Shown(NamedTuple):
@@ -263,13 +264,19 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
         for step in range(start, cfg.steps):
             if trainer.watch.stopped:
                 break
-            turn = trainer.step(step)
+            try:
+                turn = trainer.step(step)
+            except ScoringError as error:
+                store.save(step, trainer.state(step), identity)
+                raise UserError(f"step {step + 1}: {error}; once that is mended, the same command goes on") from error
             log.write(step, turn.metrics)
             if board:
                 board.write(step, turn.metrics)
             display.update(step, turn.metrics)
             for alarm in turn.alarms:
                 display.note(f"step {step + 1}: {alarm.action}: {alarm.message}")
+            for name, refusal in turn.refusals.items():
+                display.note(f"step {step + 1}: no score from {name}: {refusal}")
             if turn.best is not None:
                 save_adapter(out / BEST, turn.best, cfg, identity["base"])
             done = step + 1

@@ -46,13 +46,13 @@ def videos(count: int = 2, frames: int = 5, height: int = 40, width: int = 60, s
 @pytest.fixture(scope="module")
 def hps(tmp_path_factory: pytest.TempPathFactory) -> HPSv3:
     path = tiny.write_hpsv3(tmp_path_factory.mktemp("hps") / "HPSv3.safetensors")
-    return load_hpsv3(path, tiny.tokenizer(), sizes=tiny.SIZES)
+    return load_hpsv3(path, tiny.tokenizer())
 
 
 @pytest.fixture(scope="module")
 def align(tmp_path_factory: pytest.TempPathFactory) -> VideoAlign:
     path = tiny.write_videoalign(tmp_path_factory.mktemp("align") / "model.pth")
-    return load_videoalign(path, tiny.tokenizer(), 16.0, sizes=tiny.SIZES)
+    return load_videoalign(path, tiny.tokenizer(), 16.0)
 
 
 def rewards(align: VideoAlign) -> list[VideoAlignReward]:
@@ -85,7 +85,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     path, more = tiny.write_hpsv3(tmp_path / "a.safetensors"), tiny.tokenizer()
     more.add_tokens(["zebra"])
     with pytest.raises(UserError, match="embeds 264 tokens, and the tokenizer knows 265"):
-        load_hpsv3(path, more, sizes=tiny.SIZES)
+        load_hpsv3(path, more)
 
 
 def changed(tensors: dict[str, Tensor], name: str, how: str) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def test_no_tensor_of_hpsv3_may_be_missing_unknown_or_misshapen(how: str, tmp_pa
     for name in tensors:
         save_file(changed(tensors, name, how), tmp_path / "b.safetensors")
         with pytest.raises(UserError):
-            load_hpsv3(tmp_path / "b.safetensors", tiny.tokenizer(), sizes=tiny.SIZES)
+            load_hpsv3(tmp_path / "b.safetensors", tiny.tokenizer())
 
 
 @pytest.mark.parametrize("how", ["dropped", "renamed", "reshaped"])
@@ -114,7 +114,7 @@ def test_no_tensor_of_videoalign_may_be_missing_unknown_or_misshapen(how: str, t
     for name in tensors:
         torch.save(changed(tensors, name, how), tmp_path / "b.pth")
         with pytest.raises(UserError):
-            load_videoalign(tmp_path / "b.pth", tiny.tokenizer(), 16.0, sizes=tiny.SIZES)
+            load_videoalign(tmp_path / "b.pth", tiny.tokenizer(), 16.0)
 
 
 def test_an_embedding_that_is_not_tied_is_another_model(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_an_embedding_that_is_not_tied_is_another_model(tmp_path: Path) -> None:
     tensors["base_model.model.lm_head.weight"][0, 0] += 1
     torch.save(tensors, tmp_path / "b.pth")
     with pytest.raises(UserError, match="lm_head differs"):
-        load_videoalign(tmp_path / "b.pth", tiny.tokenizer(), 16.0, sizes=tiny.SIZES)
+        load_videoalign(tmp_path / "b.pth", tiny.tokenizer(), 16.0)
 
 
 def test_hpsv3_scores_a_video_by_the_best_of_its_frames(hps: HPSv3) -> None:

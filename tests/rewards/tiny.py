@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, Qwen2VLConfig
 
 from astrolabe.rewards.hpsv3 import MARK, head
-from astrolabe.rewards.qwen import QwenScorer, QwenSizes
+from astrolabe.rewards.qwen import QwenScorer
 from astrolabe.rewards.videoalign import DIMENSIONS
 
-SIZES = QwenSizes(head_dim=16, vision_heads=2)
 WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
          "<|video_pad|>")  # fmt: skip
-DIM, RANK = 48, 4
+DIM, RANK = 128, 4
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -37,9 +36,9 @@ def scorer(rows: int, top: nn.Module, seed: int) -> QwenScorer:
     ids = tokenizer().convert_tokens_to_ids
     config = Qwen2VLConfig(
         text_config={"vocab_size": rows, "hidden_size": DIM, "intermediate_size": 96, "num_hidden_layers": 2,
-                     "num_attention_heads": 3, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}},
-        vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": DIM, "mlp_ratio": 2},
+                     "num_attention_heads": 1, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None,
+                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
+        vision_config={"depth": 1, "embed_dim": 64, "num_heads": 16, "hidden_size": DIM, "mlp_ratio": 2},
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -15,6 +15,10 @@ from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Span, 
 FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
 
 Role = Literal["primary", "auxiliary", "judge"]
+
+
+class ScoringError(UserError):
+    """Too much of a step could not be judged. Nothing was learned from it yet: the run can go on from before it."""
 
 
 @runtime_checkable
@@ -61,6 +65,7 @@ class Scorer:
     def __init__(self, suite: Sequence[Member], rows: int):
         self.suite = suite
         self.values, self.doubts = torch.zeros(2, rows, len(suite)).unbind()
+        self.refusals: dict[str, str] = {}  # the first thing that each reward could not judge, in its words
 
     def see(self, part: Footage) -> None:
         """Judge some candidates."""
@@ -69,13 +74,17 @@ class Scorer:
             for place, member in enumerate(self.suite):
                 share = part.shares[member.span]
                 if share:
-                    found, doubt = judged(member, video, captions)
+                    try:
+                        found, doubt = judged(member, video, captions)
+                    except UserError as refusal:  # these have no score; what the others say of them counts
+                        self.refusals.setdefault(member.reward.name, str(refusal))
+                        found, doubt = torch.full((len(some),), torch.nan), torch.zeros(len(some))
                     self.values[part.rows[some], place] += share * found
                     self.doubts[part.rows[some], place] += share * doubt
 
     def scores(self, latents: Latents, max_dropped: float) -> Scores:
-        """All scores, once all candidates, whose ``latents`` these are, have been seen. UserError when more than the
-        share ``max_dropped`` has no score to train on, and when latents are not finite."""
+        """All scores, once all candidates, whose ``latents`` these are, have been seen. ScoringError when more than the
+        share ``max_dropped`` has no score to train on, UserError when latents are not finite."""
         if not bool(torch.isfinite(latents).all()):
             raise UserError(
                 "training diverged: the policy's videos are not finite; start a new run with a smaller optimizer.lr or "
@@ -83,7 +92,7 @@ class Scorer:
             )
         trained = sum(member.role != "judge" for member in self.suite)
         scores = Scores(tuple(member.reward.name for member in self.suite), self.values, self.doubts, trained)
-        check_dropped(scores, max_dropped)
+        check_dropped(scores, max_dropped, self.refusals)
         return scores
 
 
@@ -111,12 +120,14 @@ def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSa
         values, doubt = member.reward.judge(video, captions)
     else:
         values = member.reward(video, captions)
-        doubt = torch.zeros_like(values)
-    if values.shape != (len(video),):
-        raise UserError(
-            f"reward {member.reward.name!r} returned shape {list(values.shape)}; expected one score for each of "
-            f"{len(video)} videos"
-        )
+        doubt = torch.zeros(len(video))
+    for part in (values, doubt):
+        if not isinstance(part, Tensor) or part.shape != (len(video),):
+            came = f"shape {list(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
+            raise UserError(
+                f"reward {member.reward.name!r} returned {came}; expected a tensor with one score for each of "
+                f"{len(video)} videos"
+            )
     values = values.float().cpu()
     return torch.where(values.isfinite(), values, torch.nan), doubt.float().cpu().nan_to_num()
 
@@ -138,13 +149,14 @@ def check_batch(name: str, video: Tensor, prompts: Sequence[str], frames: int = 
             raise UserError(f"{name}: prompt {number + 1} of {len(prompts)} is empty")
 
 
-def check_dropped(scores: Scores, most: float) -> None:
-    """UserError when more than the share ``most`` of the samples must be dropped."""
+def check_dropped(scores: Scores, most: float, refusals: Mapping[str, str]) -> None:
+    """ScoringError when more than the share ``most`` of the samples must be dropped; ``refusals``: why, if known."""
     lost = ~scores.valid
     if lost.float().mean().item() > most:
         missing = {name: int((~scores.column(name).isfinite()).sum()) for name in scores.names[: scores.trained]}
         guilty = ", ".join(f"{name} {count}" for name, count in missing.items() if count)
-        raise UserError(
+        why = "; ".join(refusals[name] for name, count in missing.items() if count and name in refusals)
+        raise ScoringError(
             f"{int(lost.sum())} of {len(lost)} samples got no finite score ({guilty}), more than max_dropped={most:g} "
-            "allows; look at samples/ of the run, or at the reward"
+            f"allows; {why or 'look at samples/ of the run, or at the reward'}"
         )

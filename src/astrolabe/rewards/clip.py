@@ -112,6 +112,11 @@ def pickscore(angle: Float[Tensor, "*b"], logit_scale: Tensor) -> Float[Tensor, 
     return logit_scale.float().exp() * angle / 26
 
 
+def clipscore(angle: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+    """2.5 times the cosine, at least zero."""
+    return 2.5 * angle.clamp(min=0)
+
+
 class ClipReward:
     """How well frames fit their prompt, mean over every ``every``-th frame; ``score`` makes it of their cosine."""
 
@@ -161,11 +166,13 @@ class AestheticLayers(nn.Module):
 
 
 def assemble_aesthetic(file: TensorFile, entries: Container, device: torch.device | str = "cpu") -> AestheticLayers:
-    """The predictor with tensors of ``file``, in float32; UserError for anything missing, unknown or misshapen."""
+    """The predictor with tensors of ``file``, in float32; UserError for anything missing, unknown or misshapen. On the
+    device ``meta`` that is all: nothing is read."""
     with init_empty_weights():
         layers = AestheticLayers()
     check(entries, layers, f"{file.path} (recognised as the aesthetic predictor, {len(entries)} tensors)")
-    fill(layers, file, entries, device, torch.float32)
+    if torch.device(device).type != "meta":
+        fill(layers, file, entries, device, torch.float32)
     return layers
 
 
@@ -182,11 +189,14 @@ def assemble_clip(
     file: TensorFile, entries: Container, config: CLIPConfig, device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> CLIPModel:  # fmt: skip
-    """CLIP with tensors of ``file`` under transformers' names; UserError for anything missing, unknown or misshapen."""
+    """CLIP with tensors of ``file`` under transformers' names; UserError for anything missing, unknown or misshapen. On
+    the device ``meta`` that is all: nothing is read."""
     with init_empty_weights():
         model = CLIPModel(config)
     own = {name: entry for name, entry in entries.items() if not PLACES.fullmatch(name)}
     check(own, model, f"{file.path} (recognised as CLIP, {len(own)} tensors)")
+    if torch.device(device).type == "meta":
+        return model
     fill(model, file, own, device, dtype)
     return model.to(device)  # buffers that no checkpoint has move too
 

@@ -86,14 +86,14 @@ def assemble_hpsv3(
 
 def load_hpsv3(
     path: Path | str, tokenizer: Tokenizer, device: torch.device | str = "cpu", dtype: torch.dtype | None = None,
-    sizes: QwenSizes | None = None, **options: float,
+    every: int = 1, best_share: float = 0.3, token_budget: int = 16384,
 ) -> HPSv3:  # fmt: skip
-    """The reward of the official checkpoint ``HPSv3.safetensors``; ``options`` are those of ``HPSv3``.
+    """The reward of the official checkpoint ``HPSv3.safetensors``; the last three are those of ``HPSv3``.
 
     Raises UserError for anything missing, unknown or of another shape, and for another tokenizer.
     """
     file = open_tensors(path)
     chat = Chat("hpsv3", tokenizer, "image", [MARK])
-    scorer = assemble_hpsv3(file, flat(file), chat.tokens, sizes or QwenSizes(), device, dtype)
+    scorer = assemble_hpsv3(file, flat(file), chat.tokens, QwenSizes(), device, dtype)
     check_words("hpsv3", scorer, tokenizer)
-    return HPSv3(scorer, chat, **options)  # type: ignore[arg-type]
+    return HPSv3(scorer, chat, every, best_share, token_budget)

@@ -174,11 +174,14 @@ def assemble(
     """The network with tensors of ``file``, each straight to ``device`` in ``dtype``, frozen; the head in float32.
 
     ``scale`` is that of the adapters, alpha / rank. Raises UserError for anything missing, unknown or of another shape.
+    On the device ``meta`` that is all: nothing is read.
     """
     with init_empty_weights():
         scorer = QwenScorer(config, head)
     wanted = {renamed(name): entry for name, entry in weights.items()}
     check(wanted, scorer, f"{file.path} (recognised as a Qwen2-VL reward model, {len(wanted)} tensors)")
+    if torch.device(device).type == "meta":
+        return scorer
     del scorer.lm_head, wanted["lm_head.weight"]  # nothing is generated
     state = {}
     with file.reader() as reader:
@@ -201,8 +204,10 @@ def flat(file: TensorFile) -> Container:
     raise UserError(f"{file.path}: holds no tensors at its top or under 'model'")
 
 
-def same_tensor(file: TensorFile, one: Entry, other: Entry) -> bool:
-    """Whether two tensors of a file have the same numbers."""
+def same_tensor(file: TensorFile, one: Entry | Merged, other: Entry | Merged) -> bool:
+    """Whether two tensors of a file, neither changed by an adapter, have the same numbers."""
+    if isinstance(one, Merged) or isinstance(other, Merged):
+        return False
     with file.reader() as reader:
         return torch.equal(reader.read(one), reader.read(other))
 

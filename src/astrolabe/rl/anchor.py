@@ -25,9 +25,10 @@ def ranks(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
 
     What is nan has the rank nan, and nobody else's rank depends on it.
     """
-    below = (values[..., None, :] < values[..., :, None]).sum(-1)
-    equal = (values[..., None, :] == values[..., :, None]).sum(-1)
-    return torch.where(values.isnan(), torch.nan, below + (equal - 1) / 2)
+    filled = torch.where(values.isnan(), torch.inf, values).contiguous()
+    ordered = filled.sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, filled, right=right) for right in (False, True))
+    return torch.where(values.isnan(), torch.nan, (below + up_to - 1).to(values.dtype) / 2)
 
 
 def disagreement(

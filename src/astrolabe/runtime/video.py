@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,7 +100,27 @@ def read_last_frames(path: Path, most: int, height: int, width: int) -> Tensor:
                 top, left = (rows - height) // 2, (columns - width) // 2
                 frames.append(whole[top : top + height, left : left + width])
     except (av.FFmpegError, IndexError) as error:
-        raise UserError(f"{path}: neither an image nor a video that can be read ({error})") from None
+        raise unreadable(path, error) from None
+    return stacked(path, frames)
+
+
+def read_frames(path: Path) -> Tensor:
+    """Every frame of a video (or an image, as one) at its own size: [t, 3, y, x] in [0, 1]. UserError for a file that
+    cannot be read as either."""
+    try:
+        with av.open(str(path)) as container:
+            return stacked(path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> UserError:
+    """What to say of a file that is no video."""
+    return UserError(f"{path}: neither an image nor a video that can be read ({error})")
+
+
+def stacked(path: Path, frames: Collection[np.ndarray]) -> Tensor:
+    """Frames as one tensor; UserError when there is none."""
     if not frames:
         raise UserError(f"{path}: has no frames")
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(np.stack(list(frames))).permute(0, 3, 1, 2).float() / 255

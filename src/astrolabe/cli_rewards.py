@@ -1,0 +1,75 @@
+"""``astrolabe rewards new | check | score | correlate``: what the words on the command line ask for."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from astrolabe.doctor import show_findings
+from astrolabe.judging import check, correlate, draw, score_files, videos_in
+from astrolabe.rewards.custom import write_template
+
+
+def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
+    """``astrolabe rewards ...``."""
+    rewards = commands.add_parser("rewards", help="try rewards out, score videos, compare rewards", allow_abbrev=False)
+    actions = rewards.add_subparsers(dest="action", required=True, parser_class=parser, metavar="ACTION")
+    spec = "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER"
+
+    writing = actions.add_parser("new", help="write a reward of your own to start from", allow_abbrev=False)
+    writing.add_argument("name", help="the class's name: Redness, say")
+    writing.add_argument("--out", type=Path, help="the file (default: NAME in small letters, .py)")
+
+    trying = actions.add_parser("check", help="whether a reward keeps to what training asks of one", allow_abbrev=False)
+    trying.add_argument("reward", help=spec)
+
+    scoring = actions.add_parser("score", help="score video files", allow_abbrev=False)
+    scoring.add_argument("reward", help=spec)
+    scoring.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
+    scoring.add_argument("--prompt", help="what was asked for (default: what `astrolabe generate` wrote beside them)")
+
+    comparing = actions.add_parser("correlate", help="rank correlation of two rewards", allow_abbrev=False)
+    comparing.add_argument("rewards", nargs=2, metavar="REWARD", help=spec)
+    comparing.add_argument("--videos", type=Path, required=True, help="a folder of videos")
+    comparing.add_argument("--prompt", help="what was asked for, for all of them")
+    comparing.add_argument("--out", type=Path, default=Path("correlation.html"), help="the drawing")
+    for action in (scoring, comparing):
+        action.add_argument("--cache", type=Path, help="a file that keeps scores, so that none is computed twice")
+
+
+def command_rewards(args: Namespace) -> None:
+    """``astrolabe rewards new | check | score | correlate``."""
+    if args.action == "new":
+        spec = write_template(args.name, args.out or Path(f"{args.name.lower()}.py"))
+        print(f"{spec}\nnext: astrolabe rewards check {spec}")
+    elif args.action == "check":
+        show_findings(check(args.reward))
+    elif args.action == "score":
+        command_score(args.reward, args.videos, args.prompt, args.cache)
+    else:
+        found = correlate(args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache)
+        draw(found, args.out)
+        for refused in found.refused:
+            print(f"left out: {refused}", file=sys.stderr)
+        low, high = found.ci95
+        print(f"rank correlation {found.correlation:.3f} [{low:.3f}, {high:.3f}] over {found.scores.shape[1]} videos")
+        print(args.out)
+
+
+def command_score(spec: str, videos: Sequence[Path], prompt: str | None, cache: Path | None) -> None:
+    """``astrolabe rewards score``: exit code 1 when a file could not be judged."""
+    paths: list[Path] = []
+    prompts: list[str] = []
+    for place in videos:
+        found, asked = videos_in(place, prompt) if place.is_dir() else ([place], [prompt or ""])
+        paths, prompts = paths + found, prompts + asked
+    failed = 0
+    for one in score_files(spec, paths, prompts, cache):
+        failed += one.score is None
+        print(f"{one.path}: {one.refusal}" if one.score is None else f"{one.score:.6g}  {one.path}")
+    if failed:
+        print(f"{failed} of {len(paths)} could not be judged", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,182 @@
+"""``astrolabe rewards``: try a reward out, score video files, and compare two rewards on the same videos."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import plotly.graph_objects as plots
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from astrolabe.doctor import Finding
+from astrolabe.evaluation.statistics import rank_correlation
+from astrolabe.rewards.base import Member, judged
+from astrolabe.rewards.cache import ScoreCache, identity
+from astrolabe.rewards.opening import Opening
+from astrolabe.rewards.settings import RewardSettings
+from astrolabe.runtime.config import override
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.video import read_frames
+from astrolabe.shapes.captions import caption, split
+from astrolabe.shapes.world import FPS, render
+from astrolabe.types import Video
+
+CLOSE = 1e-3  # how far a score may move with its company, beside the spread of scores
+VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of one file: its score, or why it has none."""
+
+    path: Path
+    score: float | None
+    refusal: str = ""
+
+
+def named(spec: str) -> RewardSettings:
+    """The settings that a word on the command line stands for: ``NAME`` or ``file.py:Class``, and after commas what is
+    set: ``hpsv3,frames=8,model.weights=/models/hpsv3``."""
+    name, *fields = spec.split(",")
+    texts: dict[str, str] = {}
+    for field in fields:
+        key, equals, value = field.partition("=")
+        if not equals:
+            raise UserError(f"{spec}: {field!r} is no setting; write NAME,frames=8")
+        texts[key] = value
+    settings = RewardSettings(name=name)
+    if any(key.startswith("model.") for key in texts):
+        settings = RewardSettings(name=name, model=settings.reward_model)
+    return override(settings, texts)
+
+
+def opened(settings: RewardSettings, fps: float = float(FPS)) -> Member:
+    """The reward that the settings name, and what it sees."""
+    return Member(Opening(0, fps).reward(settings), frames=settings.frames)
+
+
+def check(spec: str) -> Iterator[Finding]:
+    """Whether a reward keeps to what training asks of one; it is tried on videos of the shapes world."""
+    settings = named(spec)
+    member = opened(settings)
+    yield Finding("opens", True, f"{member.reward.name}, {type(member.reward).__name__}")
+    video, prompts = samples()
+    before, began = video.clone(), time.perf_counter()
+    try:
+        scores, doubts = judged(member, video, prompts)
+    except UserError as error:
+        yield Finding("scores", False, str(error), "give one finite score a video")
+        return
+    seconds = time.perf_counter() - began
+    well = bool(scores.isfinite().all())
+    yield Finding("scores", well, f"one a video: {', '.join(f'{score:.4g}' for score in scores.tolist())}",
+                  "a score that is not finite drops its video")  # fmt: skip
+    if bool(doubts.any()):
+        yield Finding("uncertainty", True, ", ".join(f"{doubt:.3g}" for doubt in doubts.tolist()))
+    spread = float(scores.max() - scores.min())
+    yield Finding("range", spread > 0, f"{float(scores.min()):.4g} to {float(scores.max()):.4g} on four videos",
+                  "all scores are alike: nothing could be learned from them")  # fmt: skip
+    yield Finding("leaves its input alone", torch.equal(video, before), "videos as they came", "do not write to video")
+    again = judged(member, before.clone(), prompts)[0]
+    changed = float((scores - again).abs().max())
+    yield Finding("repeats itself", changed == 0, f"largest change {changed:.2g}",
+                  "the same video and prompt should have the same score: seed what is random")  # fmt: skip
+    alone = torch.cat([judged(member, before[i : i + 1].clone(), prompts[i : i + 1])[0] for i in range(len(prompts))])
+    turned = judged(member, before.flip(0).contiguous(), prompts[::-1])[0].flip(0)
+    away = max(float((scores - other).abs().max()) for other in (alone, turned))
+    yield Finding("judges each video alone", away <= CLOSE * max(spread, 1e-6), f"largest change {away:.2g}",
+                  "a score must not depend on what else is in the batch, nor on its place")  # fmt: skip
+    yield Finding("speed", True, f"{1000 * seconds / len(prompts):.0f} ms a video of 45 frames of 64 x 64")
+
+
+def samples() -> tuple[Video, list[str]]:
+    """Four videos with their prompts: as it should be, standing still, pale, and noisy."""
+    scenes = split("test")[:: len(split("test")) // 4][:4]
+    rng = torch.Generator().manual_seed(0)
+    video = render(scenes, 45, rng)
+    video[1] = video[1, :1]
+    video[2] *= 0.5
+    video[3] = torch.rand(video[3].shape, generator=rng)
+    return video, [caption(scene, 0) for scene in scenes]
+
+
+def score_files(spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None) -> Iterator[Judged]:
+    """The score of every file, one after another; a file that cannot be judged does not keep the others from it."""
+    settings = named(spec)
+    member, store = opened(settings), ScoreCache(cache) if cache else None
+    whose = identity(settings) if store else ""
+    for path, prompt in zip(paths, prompts, strict=True):
+        try:
+            video = read_frames(path)[None]
+            known = store.get(whose, video, prompt) if store else None
+            if known is None:
+                known = float(judged(member, video, [prompt])[0])
+                if store:
+                    store.put(whose, video, prompt, known)
+            yield Judged(path, known)
+        except UserError as error:
+            yield Judged(path, None, str(error))
+
+
+def videos_in(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
+    """The videos of a folder and their prompts: from the ``videos.jsonl`` that ``astrolabe generate`` wrote, or one
+    for all. UserError when there is nothing, or nobody says what was asked for."""
+    listed = folder / "videos.jsonl"
+    if listed.exists():
+        try:
+            lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
+            said = {str(line["file"]): str(line["prompt"] or "") for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{listed}: not what `astrolabe generate` writes ({error})") from None
+    else:
+        said = {path.name: prompt or "" for path in sorted(folder.glob("*")) if path.suffix in VIDEO_FILES}
+        if said and not prompt:
+            raise UserError(
+                f"{folder}: has no videos.jsonl that says what was asked for; give --prompt for all of them"
+            )
+    if not said:
+        raise UserError(f"{folder}: no videos there ({', '.join(VIDEO_FILES)})")
+    return [folder / name for name in said], [prompt or text for text in said.values()]
+
+
+@dataclass(frozen=True)
+class Correlated:
+    """How two rewards rank the same videos."""
+
+    names: tuple[str, str]
+    scores: Float[Tensor, "2 n"]
+    correlation: float
+    ci95: tuple[float, float]
+    refused: tuple[str, ...]
+
+
+def correlate(one: str, other: str, folder: Path, prompt: str | None, cache: Path | None) -> Correlated:
+    """Spearman's rank correlation of two rewards over the videos of a folder, with its 95 % bootstrap interval."""
+    paths, prompts = videos_in(folder, prompt)
+    columns = [list(score_files(spec, paths, prompts, cache)) for spec in (one, other)]
+    both = [pair for pair in zip(*columns, strict=True) if all(found.score is not None for found in pair)]
+    refused = tuple(f"{found.path.name}: {found.refusal}" for column in columns for found in column if found.refusal)
+    if len(both) < 3:
+        raise UserError(
+            f"{folder}: only {len(both)} videos have both scores, and ranks need 3; {'; '.join(refused[:2])}"
+        )
+    scores = torch.tensor([[found.score for found in pair] for pair in both], dtype=torch.float64).T
+    correlation, ci95 = rank_correlation(scores[0], scores[1])
+    return Correlated((one, other), scores, correlation, ci95, refused)
+
+
+def draw(found: Correlated, path: Path) -> None:
+    """A page with the two scores of every video against each other."""
+    low, high = found.ci95
+    figure = plots.Figure(plots.Scatter(x=found.scores[0].tolist(), y=found.scores[1].tolist(), mode="markers"))
+    figure.update_layout(
+        title=f"rank correlation {found.correlation:.3f} [{low:.3f}, {high:.3f}], {found.scores.shape[1]} videos",
+        xaxis_title=found.names[0], yaxis_title=found.names[1], template="simple_white", width=760, height=620,
+    )  # fmt: skip
+    write_whole(path, figure.to_html(include_plotlyjs=True))

@@ -1,0 +1,200 @@
+"""From names to rewards: what a suite of settings needs is opened once, however many of its rewards share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, CLIPConfig
+
+from astrolabe.models.released import find_file
+from astrolabe.rewards import clip, hpsv3, videoalign
+from astrolabe.rewards.base import Reward
+from astrolabe.rewards.custom import load_custom, spec_file
+from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
+from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
+from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.tensorfile import FLAT, TensorFile, open_tensors
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class ReleasedReward:
+    """One released reward model: where it lies, and whose tokenizer it takes (and for some, whose CLIP)."""
+
+    repository: str
+    file: str
+    base: str
+    memory: str
+    licence: str
+    config: str = ""  # a file beside the weights that tells their sizes
+
+
+CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+VIDEO_REWARD = ReleasedReward(
+    "KwaiVGI/VideoReward", "checkpoint-11352/model.pth", "Qwen/Qwen2-VL-2B-Instruct", "4.4 GB", "see its repository"
+)
+RELEASED_REWARDS = {
+    "hpsv3": ReleasedReward("MizzenAI/HPSv3", "HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct", "16.6 GB", "MIT"),
+    **dict.fromkeys(VIDEO_MODELS, VIDEO_REWARD),
+    "clipscore": ReleasedReward(CLIP_L, "model.safetensors", CLIP_L, "0.9 GB", "MIT", "config.json"),
+    "pickscore": ReleasedReward(
+        "yuvalkirstain/PickScore_v1", "model.safetensors", CLIP_H, "2.0 GB", "MIT", "config.json"
+    ),
+    "hpsv2": ReleasedReward("xswu/HPSv2", "HPS_v2.1_compressed.pt", CLIP_H, "2.0 GB", "Apache-2.0"),
+    "aesthetic": ReleasedReward(
+        "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", CLIP_L, "0.9 GB", "Apache-2.0", "config.json"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RewardFiles:
+    """Where the files of a reward model are looked for; every method raises UserError when one is not to be had."""
+
+    name: str
+    settings: RewardModelSettings
+    download: bool = True
+
+    @property
+    def released(self) -> ReleasedReward:
+        """The table's entry."""
+        return RELEASED_REWARDS[self.name]
+
+    def weights(self) -> Path:
+        """The checkpoint."""
+        return self._find(self.settings.weights, self.released.repository, self.released.file)
+
+    def beside(self) -> Path:
+        """The configuration beside the checkpoint, or of the base."""
+        weights = Path(self.settings.weights)
+        if self.name == "aesthetic":
+            return self._find(self.settings.base, self.released.base, self.released.config)
+        source = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
+        return self._find(source, self.released.repository, self.released.config)
+
+    def base_weights(self) -> Path:
+        """The CLIP beneath the aesthetic predictor."""
+        return self._find(self.settings.base, self.released.base, "model.safetensors")
+
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer's files."""
+        first, *others = (self._find(self.settings.base, self.released.base, name) for name in TOKENIZER)
+        return first.parent if all(other.parent == first.parent for other in others) else first
+
+    def _find(self, source: str, repository: str, file: str) -> Path:
+        try:
+            return find_file(source, repository, file, self.download)
+        except UserError as error:
+            hint = str(error).split("; name its folder")[0]
+            raise UserError(
+                f"reward {self.name}: {hint}; its files are named by model.weights and model.base of the reward"
+            ) from None
+
+
+@dataclass
+class Opening:
+    """Makes rewards for videos of ``fps`` frames a second; ``seed`` is that of the random control. Without ``download``
+    this machine alone is asked for files."""
+
+    seed: int
+    fps: float
+    download: bool = True
+    _shared: dict[Any, Any] = field(default_factory=dict)
+
+    def reward(self, settings: RewardSettings) -> Reward:
+        """One reward; UserError for whatever is missing or does not fit."""
+        name, model = settings.name, settings.reward_model
+        if settings.own:
+            return load_custom(name)
+        if name == "random":
+            return RandomReward(self.seed)
+        if name in ANY_VIDEO:
+            return ANY_VIDEO[name]
+        files = RewardFiles(name, model, self.download) if name in RELEASED_REWARDS else None
+        if files is None:
+            oracles = self._once("oracles", Oracles)
+            measure, sign = ("flicker", -1.0) if name == "steadiness" else (name, 1.0)
+            return OracleReward(name, measure, oracles, sign)
+        if name == "hpsv3":
+            return hpsv3.load_hpsv3(
+                files.weights(), tokenizer_of(files), model.place, model.computes_in,
+                every=model.every, best_share=model.best_share, token_budget=model.token_budget,
+            )  # fmt: skip
+        if name in VIDEO_MODELS:
+            judge = self._once(("videoalign", model), lambda: self._videoalign(files, model))
+            return videoalign.VideoAlignReward(DIMENSION[name], judge)
+        return self._picture(name, files, model)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def _videoalign(self, files: RewardFiles, model: RewardModelSettings) -> videoalign.VideoAlign:
+        return videoalign.load_videoalign(
+            files.weights(), tokenizer_of(files), self.fps, model.place, model.computes_in,
+            token_budget=model.token_budget,
+        )  # fmt: skip
+
+    def _picture(self, name: str, files: RewardFiles, model: RewardModelSettings) -> Reward:
+        file = open_tensors(files.weights())
+        if name == "aesthetic":
+            layers = clip.assemble_aesthetic(file, entries_of(file), model.place)
+            under = open_tensors(files.base_weights())
+            seen = clip.assemble_clip(
+                under, entries_of(under), clip.read_config(files.beside()), model.place, model.computes_in
+            )
+            return clip.Aesthetic(clip.Clip(seen, tokenizer_of(files)), layers, model.every)
+        config = CLIPConfig(**clip.VIT_H) if name == "hpsv2" else clip.read_config(files.beside())
+        entries = clip.from_open_clip(entries_of(file)) if name == "hpsv2" else entries_of(file)
+        seen = clip.assemble_clip(file, entries, config, model.place, model.computes_in)
+        whole = clip.Clip(seen, tokenizer_of(files), "pad" if name == "hpsv2" else "crop")
+        scores = {
+            "hpsv2": lambda angle: angle,
+            "pickscore": lambda angle: clip.pickscore(angle, seen.logit_scale),
+            "clipscore": clip.clipscore,
+        }
+        return clip.ClipReward(name, whole, scores[name], model.every)
+
+
+DIMENSION = dict(zip(VIDEO_MODELS, videoalign.DIMENSIONS, strict=True))
+
+
+def entries_of(file: TensorFile) -> Any:
+    """The tensors of a file that has them at its top or in ``state_dict``."""
+    for container in ("state_dict", FLAT):
+        if container in file.containers:
+            return file.containers[container]
+    raise UserError(f"{file.path}: holds no tensors at its top or under 'state_dict'")
+
+
+def tokenizer_of(files: RewardFiles) -> Any:
+    """The base model's tokenizer; it runs no code of its own."""
+    place = files.tokenizer()
+    try:
+        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"reward {files.name}: {place}: no tokenizer ({reason})") from None
+
+
+def look_at(settings: RewardSettings) -> str:
+    """What can be said of a reward before it is opened; UserError for files that are missing or do not fit.
+
+    Nothing is downloaded, no weight is read, and no code of the user's is run.
+    """
+    if settings.own:
+        path = spec_file(settings.name)
+        if path is not None and not path.is_file():
+            raise UserError(f"reward {settings.name}: no such file as {path}")
+        return "your own; `astrolabe rewards check` tries it"
+    if settings.name not in RELEASED_REWARDS:
+        return "built in"
+    empty = replace(settings, model=replace(settings.reward_model, device="meta"))
+    Opening(0, 16.0, download=False).reward(empty)
+    return f"{RewardFiles(settings.name, settings.reward_model, False).weights()}, every tensor where it should be"

@@ -1,0 +1,95 @@
+"""Rewards as a configuration names them."""
+
+from __future__ import annotations
+
+import torch
+
+from astrolabe.rewards.base import Role
+from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.device import Dtype, torch_dtype, usual_device
+from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.types import Span
+
+ORACLES = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness", "smoothness",
+           "steadiness")  # fmt: skip
+PICTURE_MODELS = ("hpsv3", "clipscore", "pickscore", "hpsv2", "aesthetic")
+VIDEO_MODELS = ("videoalign_vq", "videoalign_mq", "videoalign_ta")
+MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
+ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
+             *PICTURE_MODELS)  # fmt: skip
+KNOWN = (*ORACLES, *ANY_VIDEO, "random", *MODELS)
+
+
+@config
+class RewardModelSettings:
+    """A reward model: its files, where it runs, and what it looks at."""
+
+    weights: str = setting("checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
+    base: str = setting(
+        "tokenizer, and for hpsv2 and the aesthetic predictor the CLIP beneath: a folder or a hub id; empty: the base "
+        "model's on the hub",
+        default="",
+    )
+    device: str = setting("where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto")
+    dtype: Dtype = setting(
+        "what it computes in, but for its head; `auto` is bfloat16 where the machine multiplies it natively",
+        default="auto",
+    )
+    every: int = setting("models of pictures look at one of so many frames", unit="frames", default=1, ge=1)
+    best_share: float = setting("hpsv3: the mean over this share of the frames, the best ones, counts", default=0.3,
+                                gt=0, le=1)  # fmt: skip
+    token_budget: int = setting("models with a language model: the most tokens in one forward", unit="tokens",
+                                default=16384, ge=1)  # fmt: skip
+
+    @property
+    def place(self) -> str:
+        """The device, with nothing left open."""
+        return usual_device() if self.device == "auto" else self.device
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The dtype, with nothing left open."""
+        return torch_dtype(self.dtype, self.place)
+
+
+@config
+class RewardSettings:
+    """One reward: its weight, its role, and what it sees."""
+
+    name: str = setting(
+        f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(ANY_VIDEO)}), a "
+        f"reward model ({', '.join(MODELS)}), random, which knows nothing, or one of your own: path/to/file.py:Class "
+        "or package.module:Class"
+    )
+    weight: float = setting("share of influence on the sum", default=1.0, ge=0)
+    role: Role = setting(
+        "primary: the one that may be hacked; auxiliary: trained on too; judge: measured and logged, never trained on",
+        default="auxiliary",
+    )
+    span: Span = setting(
+        "what it judges: the clip, the video so far, or both mixed as window.credit says", default="mixed"
+    )
+    frames: int | None = setting(
+        "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
+    )
+    model: RewardModelSettings | None = setting("of a reward model; none: all as its authors have it", default=None)
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the user's own class."""
+        return ":" in self.name
+
+    @property
+    def reward_model(self) -> RewardModelSettings:
+        """The settings of a reward model."""
+        return self.model or RewardModelSettings()
+
+    def __post_init__(self) -> None:
+        if self.name not in KNOWN and not self.own:
+            raise UserError(
+                f"reward {self.name!r} is unknown{nearest(self.name, KNOWN)}; there are: {', '.join(KNOWN)}; one of "
+                "your own is named path/to/file.py:Class"
+            )
+        if self.model is not None and self.name not in MODELS:
+            raise UserError(f"reward {self.name}: model is for {', '.join(MODELS)}; leave it out")
