@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from tests.golden import replay
+from tests.rewards import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY = WanConfig(dim=128, ffn_dim=64, num_heads=1, num_layers=2, freq_dim=16, text_dim=48)
@@ -95,3 +96,14 @@ def arguments(folder: Path, name: str) -> list[str]:
         f"--model.weights={folder / name}", f"--model.wan={folder / 'wan'}", f"--model.text_cache={folder / 'text'}",
         "--model.height=32", "--model.width=48", "--model.dtype=float32",
     ]  # fmt: skip
+
+
+def judges(folder: Path) -> list[str]:
+    """The words of the command line that give a recipe's reward models tiny files; made there when they are not yet."""
+    if not (folder / "tokens").exists():
+        tiny.tokenizer().save_pretrained(folder / "tokens")
+        tiny.write_hpsv3(folder / "HPSv3.safetensors")
+        tiny.write_videoalign(folder / "model.pth")
+    files = ("HPSv3.safetensors", "model.pth", "model.pth")
+    words = [f"--rewards.{i}.model.weights={folder / file}" for i, file in enumerate(files)]
+    return [*words, *(f"--rewards.{i}.model.base={folder / 'tokens'}" for i in range(3)), "--rewards.0.model.every=20"]

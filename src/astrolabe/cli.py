@@ -271,7 +271,8 @@ def command_plan(recipe: str, device: str | None, rest: Sequence[str]) -> None:
     for heading in ("", "memory", "seconds"):
         table.add_column(heading, justify="left" if not heading else "right")
     for part, count in plan.held.items():
-        table.add_row(f"held: {part}", size(count), "")
+        if count:
+            table.add_row(f"held: {part}", size(count), "")
     seconds = plan.seconds(speed)
     for part, phase in plan.phases.items():
         table.add_row(f"peak: {part}", size(phase.bytes), f"{seconds[part]:.1f}")

@@ -32,6 +32,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rewards.base import at_once
+from astrolabe.rewards.opening import memory_of
 from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.guards import BASE_CLIPS
@@ -241,6 +242,8 @@ def hold(plan: Plan, ledger: Ledger, generator: WanGenerator, policies: Policies
         for tensor in tensors:
             ledger.count(tensor)
         plan.held[name] = ledger.live - before
+    plan.held["rewards"] = memory_of(cfg.rewards, cfg.model.place)
+    ledger.live += plan.held["rewards"]
 
 
 @contextmanager

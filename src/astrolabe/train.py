@@ -226,10 +226,10 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
     """
     cfg, folder = resolved(cfg), RunFolder(out)
-    # What cannot work should fail before a folder is made.
-    suite, prompts = make_rewards(cfg), make_prompts(cfg)
-    algorithm, watch = make_algorithm(cfg), make_watch(cfg)
+    # What cannot work should fail before a folder is made, and what costs nothing to see before anything is loaded.
+    prompts, algorithm, watch = make_prompts(cfg), make_algorithm(cfg), make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
+    suite = make_rewards(cfg)
     generator = make_generator(cfg.model)
     generator.check_prompts(prompts.texts)
     generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing

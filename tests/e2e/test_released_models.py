@@ -147,8 +147,8 @@ def trained(files: Path) -> Path:
     no_encoder.mkdir()
     (no_encoder / "Wan2.1_VAE.pth").symlink_to(files / "wan" / "Wan2.1_VAE.pth")
     model = [f"--model.wan={no_encoder}" if word.startswith("--model.wan=") else word for word in model]
-    main(["train", "self_forcing", *model, "--prompts", str(prompts), "--steps", "1", "--lora.rank", "4",
-          "--rollout.group_size", "2", "--window.frames", "6", "--optimizer.lr", "0.1",
+    main(["train", "self_forcing", *model, *tiny_release.judges(files), "--prompts", str(prompts), "--steps", "1",
+          "--lora.rank", "4", "--rollout.group_size", "2", "--window.frames", "6", "--optimizer.lr", "0.1",
           "--out", str(out)])  # fmt: skip
     return out
 
@@ -174,14 +174,23 @@ def test_a_run_on_a_released_model_has_a_report_but_no_oracles(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["report", str(trained)])
-    assert "pixel_motion" in (trained / "report.html").read_text(encoding="utf-8")
+    assert "videoalign_mq" in (trained / "report.html").read_text(encoding="utf-8")
     assert "those of the shapes world" in fails(["evaluate", str(trained)], capsys)
 
 
 def test_rewards_that_know_the_shapes_alone_are_refused(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", "self_forcing", "--rewards.0.name", "joint", "--out", str(tmp_path / "out")]
+    words = [
+        "train",
+        "self_forcing",
+        "--rewards.0.name",
+        "joint",
+        "--rewards.0.model",
+        "none",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert "judges the shapes world alone" in fails(words, capsys)
 
 
@@ -223,14 +232,17 @@ def test_the_doctor_lets_start_what_could_start_and_names_what_is_missing(
     files: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_release.arguments(files, "self-forcing")
-    command = ["doctor", "self_forcing", *model, "--prompts", str(files / "prompts.txt"), "--rollout.group_size", "2",
-               "--window.frames", "6", "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
+    command = ["doctor", "self_forcing", *model, *tiny_release.judges(files), "--rollout.group_size", "2",
+               "--prompts", str(files / "prompts.txt"), "--window.frames", "6",
+               "--lora.rank", "4", "--out", str(tmp_path / "run")]  # fmt: skip
     main(command)
     assert "NO" not in capsys.readouterr().out
     other_size = tmp_path / "other"
     TextCache.create(other_size, "e" * 64, 40)
     for change, words in (
         ("--model.wan=/nowhere", "no such file or folder"),
+        ("--rewards.0.model.weights=/nowhere", "reward hpsv3: /nowhere: no such file or folder"),
+        (f"--rewards.1.model.weights={files / 'HPSv3.safetensors'}", "rm_head.weight is missing"),
         (f"--model.weights={files / 'prompts.txt'}", "neither a safetensors file"),
         (f"--model.text_cache={tmp_path / 'none'}", "astrolabe embed"),
         ("--window.frames=7", "nearest are 6 and 9"),
@@ -301,7 +313,8 @@ def test_embeddings_for_another_model_are_refused(
 ) -> None:
     TextCache.create(tmp_path / "text", "e" * 64, 40)
     (tmp_path / "prompts.txt").write_text("a cat\n")
-    command = ["train", "self_forcing", *tiny_release.arguments(files, "self-forcing"), "--out", str(tmp_path / "out")]
+    command = ["train", "self_forcing", *tiny_release.arguments(files, "self-forcing"), *tiny_release.judges(files)]
+    command += ["--out", str(tmp_path / "out")]
     command += [f"--model.text_cache={tmp_path / 'text'}", "--prompts", str(tmp_path / "prompts.txt")]
     assert "embeddings of 40 numbers a token, the model takes 48" in fails(command, capsys)
 

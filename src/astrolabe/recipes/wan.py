@@ -1,7 +1,4 @@
-"""Recipes for released models: the paper's hyper-parameters (section 7), on short clips.
-
-Until a model that judges is named among the rewards, two measures of motion that need no weights stand in for it.
-"""
+"""Recipes for released models: the paper's hyper-parameters and rewards (sections 6 and 7), on short clips."""
 
 from __future__ import annotations
 
@@ -9,10 +6,19 @@ from dataclasses import replace
 
 from astrolabe.experiment import RewardSettings, TrainConfig
 from astrolabe.models.opening import ReleasedSettings
+from astrolabe.rewards.settings import RewardModelSettings
 from astrolabe.rl.nft import NFTSettings
 from astrolabe.rl.policies import LoraSettings
+from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.rl.update import OptimizerSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+
+# How good every picture looks, how well it moves, and whether it shows what was asked for.
+PREFERENCES = (
+    RewardSettings(name="hpsv3", role="primary", model=RewardModelSettings()),
+    RewardSettings(name="videoalign_mq", model=RewardModelSettings()),
+    RewardSettings(name="videoalign_ta", model=RewardModelSettings()),
+)
 
 
 def self_forcing() -> TrainConfig:
@@ -24,7 +30,8 @@ def self_forcing() -> TrainConfig:
         prompts="prompts.txt",
         rollout=RolloutSettings(prompts=2, group_size=24, micro_batch=1),
         window=WindowSettings(frames=21),
-        rewards=(RewardSettings(name="pixel_motion"), RewardSettings(name="pixel_steadiness")),
+        rewards=PREFERENCES,
+        regularisation=RegularisationSettings(samples="selective"),
         algorithm=NFTSettings(beta=1.0, behavior_keep=0.9),
         lora=LoraSettings(rank=256, alpha=256.0),
         optimizer=OptimizerSettings(lr=1e-5, micro_batch=1, gradient_checkpointing=True),

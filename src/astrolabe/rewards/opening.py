@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, CLIPConfig
 
 from astrolabe.models.released import find_file
@@ -29,25 +30,23 @@ class ReleasedReward:
     repository: str
     file: str
     base: str
-    memory: str
+    gigabytes: float  # of its weights in bfloat16, and of the CLIP beneath
     licence: str
     config: str = ""  # a file beside the weights that tells their sizes
 
 
 CLIP_L, CLIP_H = "openai/clip-vit-large-patch14", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 VIDEO_REWARD = ReleasedReward(
-    "KwaiVGI/VideoReward", "checkpoint-11352/model.pth", "Qwen/Qwen2-VL-2B-Instruct", "4.4 GB", "see its repository"
+    "KwaiVGI/VideoReward", "checkpoint-11352/model.pth", "Qwen/Qwen2-VL-2B-Instruct", 4.4, "see its repository"
 )
 RELEASED_REWARDS = {
-    "hpsv3": ReleasedReward("MizzenAI/HPSv3", "HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct", "16.6 GB", "MIT"),
+    "hpsv3": ReleasedReward("MizzenAI/HPSv3", "HPSv3.safetensors", "Qwen/Qwen2-VL-7B-Instruct", 16.6, "MIT"),
     **dict.fromkeys(VIDEO_MODELS, VIDEO_REWARD),
-    "clipscore": ReleasedReward(CLIP_L, "model.safetensors", CLIP_L, "0.9 GB", "MIT", "config.json"),
-    "pickscore": ReleasedReward(
-        "yuvalkirstain/PickScore_v1", "model.safetensors", CLIP_H, "2.0 GB", "MIT", "config.json"
-    ),
-    "hpsv2": ReleasedReward("xswu/HPSv2", "HPS_v2.1_compressed.pt", CLIP_H, "2.0 GB", "Apache-2.0"),
+    "clipscore": ReleasedReward(CLIP_L, "model.safetensors", CLIP_L, 0.9, "MIT", "config.json"),
+    "pickscore": ReleasedReward("yuvalkirstain/PickScore_v1", "model.safetensors", CLIP_H, 2.0, "MIT", "config.json"),
+    "hpsv2": ReleasedReward("xswu/HPSv2", "HPS_v2.1_compressed.pt", CLIP_H, 2.0, "Apache-2.0"),
     "aesthetic": ReleasedReward(
-        "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", CLIP_L, "0.9 GB", "Apache-2.0", "config.json"
+        "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth", CLIP_L, 0.9, "Apache-2.0", "config.json"
     ),
 }
 
@@ -198,3 +197,14 @@ def look_at(settings: RewardSettings) -> str:
     empty = replace(settings, model=replace(settings.reward_model, device="meta"))
     Opening(0, 16.0, download=False).reward(empty)
     return f"{RewardFiles(settings.name, settings.reward_model, False).weights()}, every tensor where it should be"
+
+
+def memory_of(rewards: Sequence[RewardSettings], place: str) -> int:
+    """Bytes that the reward models on a device hold; dimensions of one VideoAlign share it."""
+    found = {}
+    for settings in rewards:
+        if settings.name in RELEASED_REWARDS and settings.reward_model.place == place:
+            shared = "videoalign" if settings.name in VIDEO_MODELS else settings.name
+            exact = 2 if settings.reward_model.computes_in == torch.float32 else 1
+            found[shared, settings.reward_model] = exact * RELEASED_REWARDS[settings.name].gigabytes * 1e9
+    return int(sum(found.values()))
