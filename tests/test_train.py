@@ -32,7 +32,7 @@ class Moves:
 
 def trainer(cfg: TrainConfig, moves: Any = None) -> Trainer:
     nothing: Any = None
-    return Trainer(cfg, moves, nothing, nothing, moves, nothing, nothing, nothing, nothing)
+    return Trainer(cfg, moves, nothing, nothing, nothing, moves, nothing, nothing, nothing, nothing)
 
 
 def test_a_reference_that_pulls_comes_home_for_the_update() -> None:

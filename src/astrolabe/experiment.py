@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -14,9 +16,10 @@ from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rewards.base import Member, UncertainReward
+from astrolabe.rewards.base import Member, Scorer, UncertainReward
 from astrolabe.rewards.opening import Opening
 from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.pool import Pool, PoolSettings
 from astrolabe.rewards.settings import MODELS, ONE_FRAME, ORACLES, RewardSettings
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.grpo import GRPO, GRPOSettings
@@ -90,6 +93,7 @@ class TrainConfig:
     algorithm: NFTSettings | PositiveSettings | RewardWeightedSettings | GRPOSettings
     regularisation: RegularisationSettings = RegularisationSettings()
     watch: WatchSettings = WatchSettings()
+    pool: PoolSettings = PoolSettings()
     lora: LoraSettings
     optimizer: OptimizerSettings
     offload: bool = setting(
@@ -200,17 +204,33 @@ def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
     opening = Opening(cfg.seed, float(FPS))
-    suite = [
+    return [
         Member(opening.reward(settings), settings.weight, settings.role, settings.span, settings.frames)
         for settings in in_order(cfg.rewards)
     ]
+
+
+@contextmanager
+def make_scorers(cfg: TrainConfig) -> Iterator[tuple[list[Member], Callable[[int], Scorer]]]:
+    """The suite, and what makes a scorer of so many rows; workers live as long as the scope."""
+    if cfg.pool.backend == "ray":
+        with closing(Pool(cfg.pool, in_order(cfg.rewards), cfg.seed, float(FPS))) as pool:
+            check_uncertainty(cfg, pool.suite)
+            yield pool.suite, pool.scorer
+    else:
+        suite = make_rewards(cfg)
+        check_uncertainty(cfg, suite)
+        yield suite, partial(Scorer, suite)
+
+
+def check_uncertainty(cfg: TrainConfig, suite: Sequence[Member]) -> None:
+    """UserError when the primary reward is asked how uncertain it is and does not know."""
     doubted = [member.reward for member in suite if member.role == "primary"]
     if cfg.regularisation.uncertainty and not all(isinstance(reward, UncertainReward) for reward in doubted):
         raise UserError(
             f"regularisation.uncertainty={cfg.regularisation.uncertainty:g}: {doubted[0].name} does not say how "
             "uncertain it is; leave it at 0"
         )
-    return suite
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -21,7 +22,7 @@ from astrolabe.experiment import (
     make_algorithm,
     make_generator,
     make_prompts,
-    make_rewards,
+    make_scorers,
     make_watch,
     resolved,
 )
@@ -53,6 +54,7 @@ class Trainer:
     generator: WanGenerator
     prompts: PromptList
     suite: list[Member]
+    scorer: Callable[[int], Scorer]
     policies: Policies
     algorithm: Algorithm[Any]
     optimizer: torch.optim.Optimizer
@@ -105,7 +107,7 @@ class Trainer:
 
     def eye(self, group_size: int) -> Eye:
         """What looks at candidates while they are made."""
-        scorer = Scorer(self.suite, self.cfg.rollout.prompts * group_size)
+        scorer = self.scorer(self.cfg.rollout.prompts * group_size)
         return Eye(scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None)
 
     def compare_with_base(
@@ -229,25 +231,25 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     # What cannot work should fail before a folder is made, and what costs nothing to see before anything is loaded.
     prompts, algorithm, watch = make_prompts(cfg), make_algorithm(cfg), make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
-    suite = make_rewards(cfg)
-    generator = make_generator(cfg.model)
-    generator.check_prompts(prompts.texts)
-    generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
-    folder.claim(cfg)
-    with claimed(out):
-        if folder.finished:
-            return out
-        identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
-        policies = make_policies(cfg, generator)
-        optimizer = make_optimizer(policies, cfg.optimizer)
-        whole = any(member.span == "video" for member in suite)
-        windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
-        trainer = Trainer(cfg, generator, prompts, suite, policies, algorithm, optimizer, windows, watch)
-        loop(trainer, folder, resume(trainer, folder, identity), identity)
-        best = watch.stopped and (out / BEST).exists()
-        adapter = load_tensors(out / BEST)[0] if best else policies.tensors("learner")
-        save_adapter(out / ADAPTER, adapter, cfg, identity["base"])
-    return out
+    with make_scorers(cfg) as (suite, scorer):
+        generator = make_generator(cfg.model)
+        generator.check_prompts(prompts.texts)
+        generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
+        folder.claim(cfg)
+        with claimed(out):
+            if folder.finished:
+                return out
+            identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
+            policies = make_policies(cfg, generator)
+            optimizer = make_optimizer(policies, cfg.optimizer)
+            whole = any(member.span == "video" for member in suite)
+            windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
+            trainer = Trainer(cfg, generator, prompts, suite, scorer, policies, algorithm, optimizer, windows, watch)
+            loop(trainer, folder, resume(trainer, folder, identity), identity)
+            best = watch.stopped and (out / BEST).exists()
+            adapter = load_tensors(out / BEST)[0] if best else policies.tensors("learner")
+            save_adapter(out / ADAPTER, adapter, cfg, identity["base"])
+        return out
 
 
 def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, str]) -> None:

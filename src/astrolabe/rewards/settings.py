@@ -54,6 +54,17 @@ class RewardModelSettings:
 
 
 @config
+class WorkerSettings:
+    """The processes of a reward, under pool.backend=ray."""
+
+    replicas: int = setting("so many workers share its batches", default=1, ge=1)
+    gpus: float = setting("GPUs of each worker; parts of one are shared", default=0.0, ge=0)
+    packages: tuple[str, ...] = setting(
+        "pip packages of an environment of its own (transformers==4.45.2, say); empty: this one", default=()
+    )
+
+
+@config
 class RewardSettings:
     """One reward: its weight, its role, and what it sees."""
 
@@ -74,6 +85,7 @@ class RewardSettings:
         "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
     )
     model: RewardModelSettings | None = setting("of a reward model; none: all as its authors have it", default=None)
+    worker: WorkerSettings = WorkerSettings()
 
     @property
     def own(self) -> bool:

@@ -1,0 +1,125 @@
+"""Rewards on Ray: the same scores, whatever happens to the workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from astrolabe.experiment import TrainConfig
+from astrolabe.recipes.shapes import shapes_tiny
+from astrolabe.rewards.base import Member, Scorer
+from astrolabe.rewards.opening import Opening
+from astrolabe.rewards.pool import Pool, PoolSettings
+from astrolabe.rewards.settings import RewardSettings, WorkerSettings
+from astrolabe.runtime.checkpoint import load_tensors
+from astrolabe.runtime.errors import UserError
+from astrolabe.shapes.captions import caption, split
+from astrolabe.shapes.world import render
+from astrolabe.train import train
+from astrolabe.types import Footage, Span, to_frames
+
+RAY = PoolSettings(backend="ray", threads=1)
+# Dies as often as the file says, and only on videos of its own.
+DEADLY = """
+import os, pathlib
+class Deadly:
+    name = "deadly"
+    def __call__(self, video, prompts):
+        left = pathlib.Path({left!r})
+        if left.exists() and any("cross" in prompt for prompt in prompts):
+            lives = int(left.read_text())
+            left.write_text(str(lives - 1)) if lives > 1 else left.unlink()
+            os._exit(1)
+        return video.mean((1, 2, 3, 4)) + video[:, 0].amax((1, 2, 3))
+"""
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the workers have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def deadly(folder: Path, lives: int) -> RewardSettings:
+    """A reward that kills its worker so many times."""
+    left = folder / "left"
+    left.write_text(str(lives), encoding="utf-8")
+    (folder / "deadly.py").write_text(DEADLY.format(left=str(left)), encoding="utf-8")
+    return RewardSettings(name=f"{folder / 'deadly.py'}:Deadly", worker=WorkerSettings(replicas=2))
+
+
+def footage() -> list[Footage]:
+    """Twelve videos in two parts, the second with another share."""
+    scenes = split("train")[::7][:12]
+    frames = to_frames(render(scenes, 13, torch.Generator().manual_seed(0)))
+    captions = [caption(scene, 0) for scene in scenes]
+    even: dict[Span, float] = {"clip": 1.0, "video": 1.0, "mixed": 1.0}
+    little: dict[Span, float] = {"clip": 0.0, "video": 0.3, "mixed": 0.3}
+    return [
+        Footage(torch.arange(10), frames[:10], tuple(captions[:10]), even),
+        Footage(torch.tensor([11, 10]), frames[10:], tuple(captions[10:]), even),
+        Footage(torch.tensor([3]), frames[5:6], tuple(captions[5:6]), little),
+    ]
+
+
+def seen(scorer: Scorer, dropped: float = 0.0) -> torch.Tensor:
+    """The scores of the footage."""
+    for part in footage():
+        scorer.see(part)
+    return scorer.scores(torch.zeros(12, 1, 1, 1, 1), dropped).values
+
+
+def test_scores_are_those_of_no_pool_though_workers_die(tmp_path: Path) -> None:
+    rewards = [RewardSettings(name=name) for name in ("joint", "motion_fit", "pixel_motion")]
+    rewards += [RewardSettings(name="shape_fit", frames=9), deadly(tmp_path, lives=2)]
+    with closing(Pool(RAY, rewards, 0, 16.0)) as pool:
+        assert [member.reward.name for member in pool.suite] == ["joint", "motion_fit", "pixel_motion", "shape_fit",
+                                                                 "deadly"]  # fmt: skip
+        assert [len(crew.rewards) for crew in pool.crews] == [3, 1, 1]  # oracles live together
+        found = seen(pool.scorer(12))
+        assert not (tmp_path / "left").exists()
+        opening = Opening(0, 16.0)
+        inline = Scorer([Member(opening.reward(r), r.weight, r.role, r.span, r.frames) for r in rewards], 12)
+        assert torch.equal(found, seen(inline))
+        # What kills every worker has no score, and nobody else is the worse for it.
+        deadly(tmp_path, lives=99)
+        scorer = pool.scorer(12)
+        broken = seen(scorer, 0.99)
+        lost = broken[:, 4].isnan()
+        assert lost.any() and not lost.all() and torch.equal(broken[:, :4], found[:, :4])
+        assert torch.equal(broken[~lost, 4], found[~lost, 4])
+        assert "its worker died 3 times on" in scorer.refusals["deadly"]
+
+
+def test_a_worker_that_cannot_start_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"a worker of nowhere\.py:Mine did not start: .*nowhere\.py: no such file"):
+        Pool(RAY, [RewardSettings(name="nowhere.py:Mine")], 0, 16.0)
+
+
+def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> None:
+    def config(folder: Path, lives: int, pool: PoolSettings) -> TrainConfig:
+        folder.mkdir()
+        rewards = (RewardSettings(name="motion_fit"), deadly(folder, lives))
+        return replace(shapes_tiny(), prompts="practice", rewards=rewards, pool=pool)
+
+    whole = config(tmp_path / "a", 1, PoolSettings())
+    (tmp_path / "a" / "left").unlink()
+    one = train(whole, tmp_path / "inline")
+    other = train(config(tmp_path / "b", 2, RAY), tmp_path / "ray")
+    assert not (tmp_path / "b" / "left").exists()  # it was killed, twice
+    lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (one, other)]
+    for mine, theirs in zip(*lines, strict=True):
+        assert {k: v for k, v in mine.items() if not k.startswith("seconds/")} == {
+            k: v for k, v in theirs.items() if not k.startswith("seconds/")
+        }
+    adapters = [load_tensors(run / "adapter.safetensors")[0] for run in (one, other)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
