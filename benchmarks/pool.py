@@ -57,7 +57,8 @@ def measured(workers: int) -> dict[str, Any]:
     }
     return {
         "workers": workers, "seconds": round(sum(parts.values()), 2),
-        "parts": {name: round(value, 2) for name, value in parts.items()}, "reward": [line["reward/slow"] for line in lines],
+        "parts": {name: round(value, 2) for name, value in parts.items()},
+        "reward": [line["reward/slow"] for line in lines],
     }  # fmt: skip
 
 
