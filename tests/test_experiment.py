@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from astrolabe.experiment import RewardSettings, make_algorithm, make_prompts, make_rewards, make_watch
+from astrolabe.experiment import (
+    RewardSettings,
+    make_algorithm,
+    make_prompts,
+    make_rewards,
+    make_scorers,
+    make_watch,
+)
 from astrolabe.recipes.shapes import shapes, shapes_selective
+from astrolabe.rewards.custom import write_template
 from astrolabe.rl.guards import GuardSettings, WatchSettings
 from astrolabe.rl.regularisation import RegularisationSettings
 from astrolabe.runtime.errors import UserError
@@ -92,4 +101,12 @@ def test_a_guard_that_moves_a_reference_needs_one_that_moves() -> None:
 def test_uncertainty_is_asked_only_of_a_reward_that_knows_its_own() -> None:
     rewards = suite(JOINT | {"role": "primary"}, SHAPE)
     with pytest.raises(UserError, match="joint does not say how uncertain it is"):
-        make_rewards(replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5)))
+        replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5))
+
+
+def test_a_reward_of_ones_own_is_asked_for_its_uncertainty_once_it_is_open(tmp_path: Path) -> None:
+    spec = write_template("Mine", tmp_path / "mine.py")
+    rewards = (RewardSettings(name=spec, role="primary"), RewardSettings(name="shape"))
+    cfg = replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5))
+    with pytest.raises(UserError, match="mine does not say how uncertain it is"), make_scorers(cfg):
+        pass

@@ -20,7 +20,7 @@ from astrolabe.rewards.base import Member, Scorer, UncertainReward
 from astrolabe.rewards.opening import Opening
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rewards.pool import Pool, PoolSettings
-from astrolabe.rewards.settings import MODELS, ONE_FRAME, ORACLES, RewardSettings
+from astrolabe.rewards.settings import DOUBTING, KNOWN, MODELS, ONE_FRAME, ORACLES, RewardSettings
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.grpo import GRPO, GRPOSettings
 from astrolabe.rl.guards import Watch, WatchSettings
@@ -160,6 +160,8 @@ def check_roles(rewards: Sequence[RewardSettings], regularisation: Regularisatio
             )
         if not next(reward.weight for reward in rewards if reward.role == "primary"):
             raise UserError(f"rewards: the primary reward {primaries[0]} has weight 0; nobody would serve it too well")
+        if primaries[0] in KNOWN and primaries[0] not in DOUBTING:
+            check_doubt(primaries[0], regularisation)
         if len(trained) < 2:
             raise UserError(
                 f"regularisation.samples={regularisation.samples} compares the primary reward {primaries[0]} with "
@@ -225,11 +227,17 @@ def make_scorers(cfg: TrainConfig) -> Iterator[tuple[list[Member], Callable[[int
 
 def check_uncertainty(cfg: TrainConfig, suite: Sequence[Member]) -> None:
     """UserError when the primary reward is asked how uncertain it is and does not know."""
-    doubted = [member.reward for member in suite if member.role == "primary"]
-    if cfg.regularisation.uncertainty and not all(isinstance(reward, UncertainReward) for reward in doubted):
+    for member in suite:
+        if member.role == "primary" and not isinstance(member.reward, UncertainReward):
+            check_doubt(member.reward.name, cfg.regularisation)
+
+
+def check_doubt(name: str, regularisation: RegularisationSettings) -> None:
+    """UserError when a reward that does not know how uncertain it is is asked."""
+    if regularisation.uncertainty:
         raise UserError(
-            f"regularisation.uncertainty={cfg.regularisation.uncertainty:g}: {doubted[0].name} does not say how "
-            "uncertain it is; leave it at 0"
+            f"regularisation.uncertainty={regularisation.uncertainty:g}: {name} does not say how uncertain it is; "
+            "leave it at 0"
         )
 
 

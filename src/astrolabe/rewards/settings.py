@@ -18,6 +18,7 @@ VIDEO_MODELS = ("videoalign_vq", "videoalign_mq", "videoalign_ta")
 MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
 ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
              *PICTURE_MODELS)  # fmt: skip
+DOUBTING = ("hpsv3",)  # those that know how uncertain they are
 KNOWN = (*ORACLES, *ANY_VIDEO, "random", *MODELS)
 
 
