@@ -59,6 +59,7 @@ def test_videoalign_looks_twice_a_second_at_four_frames_at_least() -> None:
     assert at_rate(33, 16.0).tolist() == [0, 11, 21, 32]
     assert at_rate(5, 16.0).tolist() == [0, 1, 3, 4]
     assert at_rate(2, 16.0).tolist() == [0, 1]
+    assert [len(at_rate(count, 16.0)) for count in (40, 41, 56, 57)] == [4, 6, 8, 8]  # even, halves to the even pair
     assert evenly(9, 1).tolist() == [0]
 
 
