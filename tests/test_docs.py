@@ -28,7 +28,7 @@ def test_the_interactive_example_runs() -> None:
 
 def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
-    suite, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    suite, own, server = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(suite, names)
     save_yaml(names["config"], tmp_path / "mine.yaml")
@@ -36,6 +36,8 @@ def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> N
     assert [member.role for member in make_rewards(names["config"])][-1] == "judge"
     exec(own, names)
     assert isinstance(names["Redness"](), Reward)
+    exec(f"from pathlib import Path\nfrom astrolabe.rewards.server import ServerSettings\nasked = {server}", names)
+    assert names["asked"].server.shown == 8
     assert names["Redness"]()(torch.ones(2, 9, 3, 8, 8), ["x", "x"]).tolist() == [1.0, 1.0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -136,6 +137,12 @@ def test_hpsv3_scores_a_video_by_the_best_of_its_frames(hps: HPSv3) -> None:
     assert means.std() > 1e-3 and not torch.equal(values, hps(video, PROMPTS[::-1]))
     sparse = HPSv3(hps.scorer, hps.chat, every=3, best_share=1.0)
     torch.testing.assert_close(sparse(video, PROMPTS), means[:, ::3].mean(1), atol=1e-4, rtol=0)
+
+
+def test_hpsv3_tells_the_logarithm_of_its_standard_deviation(hps: HPSv3, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hps.scorer, "logits", lambda marks, ids, *rest: torch.tensor([[[3.0, 0.5]]] * len(ids)))
+    values, doubts = hps.judge(videos(frames=7), PROMPTS)
+    assert values.tolist() == [3.0, 3.0] and doubts.tolist() == pytest.approx([math.exp(0.5)] * 2)
 
 
 def test_how_many_go_through_together_changes_nothing(hps: HPSv3, align: VideoAlign) -> None:

@@ -15,6 +15,7 @@ from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.custom import load_custom, spec_file
 from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.errors import UserError
@@ -110,6 +111,8 @@ class Opening:
         name, model = settings.name, settings.reward_model
         if settings.own:
             return load_custom(name)
+        if settings.server is not None:
+            return ServerReward(settings.server)
         if name == "random":
             return RandomReward(self.seed)
         if name in ANY_VIDEO:

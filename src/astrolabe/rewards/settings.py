@@ -6,6 +6,7 @@ import torch
 
 from astrolabe.rewards.base import Role
 from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.server import ServerSettings
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.device import Dtype, torch_dtype, usual_device
 from astrolabe.runtime.errors import UserError, nearest
@@ -17,9 +18,9 @@ PICTURE_MODELS = ("hpsv3", "clipscore", "pickscore", "hpsv2", "aesthetic")
 VIDEO_MODELS = ("videoalign_vq", "videoalign_mq", "videoalign_ta")
 MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
 ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
-             *PICTURE_MODELS)  # fmt: skip
+             "server", *PICTURE_MODELS)  # fmt: skip
 DOUBTING = ("hpsv3",)  # those that know how uncertain they are
-KNOWN = (*ORACLES, *ANY_VIDEO, "random", *MODELS)
+KNOWN = (*ORACLES, *ANY_VIDEO, "random", *MODELS, "server")
 
 
 @config
@@ -71,8 +72,8 @@ class RewardSettings:
 
     name: str = setting(
         f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(ANY_VIDEO)}), a "
-        f"reward model ({', '.join(MODELS)}), random, which knows nothing, or one of your own: path/to/file.py:Class "
-        "or package.module:Class"
+        f"reward model ({', '.join(MODELS)}), server: a judge that is asked over HTTP, random, which knows nothing, or "
+        "one of your own: path/to/file.py:Class or package.module:Class"
     )
     weight: float = setting("share of influence on the sum", default=1.0, ge=0)
     role: Role = setting(
@@ -86,6 +87,7 @@ class RewardSettings:
         "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
     )
     model: RewardModelSettings | None = setting("of a reward model; none: all as its authors have it", default=None)
+    server: ServerSettings | None = setting("of the reward `server`: whom it asks, and what", default=None)
     worker: WorkerSettings = WorkerSettings()
 
     @property
@@ -104,5 +106,7 @@ class RewardSettings:
                 f"reward {self.name!r} is unknown{nearest(self.name, KNOWN)}; there are: {', '.join(KNOWN)}; one of "
                 "your own is named path/to/file.py:Class"
             )
+        if (self.server is not None) != (self.name == "server"):
+            raise UserError(f"reward {self.name}: `server` (url, model, rubric) is for the reward of that name alone")
         if self.model is not None and self.name not in MODELS:
             raise UserError(f"reward {self.name}: model is for {', '.join(MODELS)}; leave it out")

@@ -1,0 +1,152 @@
+"""A vision-language model behind any OpenAI-compatible server as a judge, by a rubric of the user's.
+
+It is shown a few frames and asked for a number. A reply that is not exactly that is an error: the video has no score
+then, never a score of zero.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import requests
+import torch
+from PIL import Image
+from torch import Tensor
+
+from astrolabe.rewards.base import check_batch
+from astrolabe.rewards.frames import evenly, to_pictures
+from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.errors import UserError
+from astrolabe.types import PerSample, Video
+
+ANSWER = '\nAnswer with nothing but JSON: {"score": NUMBER}, a number from LOW to HIGH.'
+
+
+@config
+class ServerSettings:
+    """A server that speaks OpenAI's protocol (vLLM, SGLang and others), and what it is asked."""
+
+    url: str = setting("of the server, up to /v1: http://localhost:8000/v1")
+    model: str = setting("name of the model there")
+    rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt")
+    shown: int = setting("frames that it is shown, evenly spread", default=8, ge=1)
+    lowest: float = setting("score of the worst", default=0.0)
+    highest: float = setting("score of the best", default=10.0)
+    concurrency: int = setting("requests at the same time", default=8, ge=1)
+    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0)
+    tries: int = setting("of one request, with longer and longer waits between them", default=4, ge=1)
+    wait: float = setting("before the second try; doubled before each other", unit="seconds", default=1.0, ge=0)
+    key: Path | None = setting("file that holds the API key; none: no key is sent", default=None)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url={self.url} does not begin with http:// or https://")
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest={self.lowest:g} must be under highest={self.highest:g}")
+
+
+class Failed(Exception):
+    """One request came to nothing; ``final`` ones would again."""
+
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
+
+
+class ServerReward:
+    """See the module. ``failures`` counts the videos that got no score, by reason."""
+
+    name = "server"
+
+    def __init__(self, settings: ServerSettings):
+        self.settings, self.failures = settings, dict[str, int]()
+        self.rubric = read(settings.rubric, "rubric")
+        self.headers = {"Authorization": f"Bearer {read(settings.key, 'key').strip()}"} if settings.key else {}
+
+    def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
+        """See ``rewards.base.Reward``. UserError when no video of the batch could be judged."""
+        check_batch(self.name, video, prompts)
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            found = list(pool.map(self._judge, to_pictures(video).cpu(), prompts))
+        if reasons := [reason for _, reason in found if reason]:
+            for reason in reasons:
+                self.failures[reason] = self.failures.get(reason, 0) + 1
+            if len(reasons) == len(found):
+                raise UserError(f"{self.name}: {reasons[0]} ({self.settings.url}, {self.settings.tries} tries)")
+        return torch.tensor([score for score, _ in found])
+
+    def _judge(self, frames: Tensor, prompt: str) -> tuple[float, str]:
+        """The score of one video and why it has none."""
+        wait = self.settings.wait
+        for number in range(self.settings.tries):
+            if number:
+                time.sleep(wait * random.uniform(0.5, 1.0))
+                wait *= 2
+            try:
+                return self._ask(frames, prompt), ""
+            except Failed as failure:
+                reason = str(failure)
+                if failure.final:
+                    break
+        return float("nan"), reason
+
+    def _ask(self, frames: Tensor, prompt: str) -> float:
+        limits = ANSWER.replace("LOW", f"{self.settings.lowest:g}").replace("HIGH", f"{self.settings.highest:g}")
+        content: list[dict[str, Any]] = [{"type": "text", "text": self.rubric.replace("{prompt}", prompt) + limits}]
+        chosen = evenly(len(frames), min(self.settings.shown, len(frames)))
+        content += [{"type": "image_url", "image_url": {"url": as_url(frame)}} for frame in frames[chosen]]
+        asked = {"model": self.settings.model, "temperature": 0, "max_tokens": 64,
+                 "messages": [{"role": "user", "content": content}]}  # fmt: skip
+        try:
+            place = f"{self.settings.url.rstrip('/')}/chat/completions"
+            reply = requests.post(place, json=asked, headers=self.headers, timeout=self.settings.timeout)
+        except requests.RequestException as error:
+            raise Failed(f"the server does not answer ({type(error).__name__})") from None
+        if reply.status_code != 200:
+            mine = 400 <= reply.status_code < 500 and reply.status_code not in (408, 429)
+            raise Failed(f"the server says {reply.status_code}", final=mine)
+        try:
+            text = reply.json()["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError):
+            raise Failed("the reply is no chat completion") from None
+        return self._score(text)
+
+    def _score(self, text: Any) -> float:
+        try:
+            answer = json.loads(text)
+        except (ValueError, TypeError):
+            raise Failed("the answer is not JSON") from None
+        if not isinstance(answer, dict) or list(answer) != ["score"]:
+            raise Failed("the answer has other fields than score")
+        score = answer["score"]
+        if isinstance(score, bool) or not isinstance(score, int | float):
+            raise Failed("the score is no number")
+        if not self.settings.lowest <= score <= self.settings.highest:
+            raise Failed(f"the score is not within {self.settings.lowest:g} and {self.settings.highest:g}")
+        return float(score)
+
+
+def read(path: Path, what: str) -> str:
+    """A text file; UserError when it cannot be read, or is empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"server: {what} {path} cannot be read ({error})") from None
+    if not text.strip():
+        raise UserError(f"server: {what} {path} is empty")
+    return text
+
+
+def as_url(frame: Tensor) -> str:
+    """One frame [3, y, x] as a PNG within a URL."""
+    file = io.BytesIO()
+    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
