@@ -149,6 +149,8 @@ def test_how_many_go_through_together_changes_nothing(hps: HPSv3, align: VideoAl
     video, few = videos(3), HPSv3(hps.scorer, hps.chat, token_budget=1)
     prompts = [*PROMPTS, "x" * 4000]
     torch.testing.assert_close(few(video, prompts), hps(video, prompts), atol=1e-4, rtol=0)
+    alone = torch.cat([hps(video[i : i + 1], prompts[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(hps(video, prompts), alone, atol=1e-4, rtol=0)
     alone = torch.cat([VideoAlignReward("TA", align)(video[i : i + 1].clone(), prompts[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(VideoAlignReward("TA", align)(video, prompts), alone, atol=1e-4, rtol=0)
 
