@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from astrolabe.rewards.flow import dynamic_degree, flow_smoothness
 from astrolabe.types import Latents, PerSample, Video
 
 
@@ -79,4 +80,6 @@ ANY_VIDEO: dict[str, PixelReward] = {
     "pixel_steadiness": PixelReward("pixel_steadiness", flicker, sign=-1.0),
     "pixel_saturation": PixelReward("pixel_saturation", saturation),
     "pixel_sharpness": PixelReward("pixel_sharpness", sharpness),
+    "flow_degree": PixelReward("flow_degree", dynamic_degree),
+    "flow_smoothness": PixelReward("flow_smoothness", flow_smoothness),
 }
