@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.pool import Pool, PoolSettings
+from astrolabe.rewards.pool import Crew, Pool, PoolSettings
 from astrolabe.rewards.settings import RewardSettings, WorkerSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
@@ -123,3 +124,23 @@ def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> Non
         }
     adapters = [load_tensors(run / "adapter.safetensors")[0] for run in (one, other)]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_a_worker_that_cannot_come_back_is_one_sentence() -> None:
+    class Died(Exception): ...
+
+    class Unavailable(Died): ...
+
+    class Names:
+        def remote(self) -> None: ...
+
+    answers = iter([Unavailable(), Died()])
+
+    def get(asked: object) -> None:
+        raise next(answers)
+
+    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayActorError=Died, ActorUnavailableError=Unavailable))
+    crew = Crew.__new__(Crew)
+    crew.ray, crew.rewards = ray, [RewardSettings(name="joint")]
+    with pytest.raises(UserError, match="a worker of joint died and cannot be started again"):
+        crew._wait_for(SimpleNamespace(names=Names()))

@@ -158,13 +158,16 @@ class Crew:
         return [(*without_score(batch.end - batch.first), said) for _ in batch.wanted]
 
     def _wait_for(self, worker: Any) -> None:
-        """Until a worker that died is back; RayActorError when it cannot be."""
+        """Until a worker that died is back; UserError when it cannot be."""
         while True:
             try:
                 self.ray.get(worker.names.remote())
                 return
             except self.ray.exceptions.ActorUnavailableError:
                 time.sleep(PAUSE)
+            except self.ray.exceptions.RayActorError:
+                names = ", ".join(reward.name for reward in self.rewards)
+                raise UserError(f"a worker of {names} died and cannot be started again; look at its files") from None
 
 
 def whole(settings: RewardSettings) -> RewardSettings:
