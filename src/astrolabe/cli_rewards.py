@@ -1,16 +1,18 @@
-"""``astrolabe rewards new | check | score | correlate``: what the words on the command line ask for."""
+"""``astrolabe rewards list | new | check | score | correlate``: what the words on the command line ask for."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from astrolabe.doctor import show_findings
 from astrolabe.judging import check, correlate, draw, score_files, videos_in
 from astrolabe.rewards.custom import write_template
+from astrolabe.rewards.opening import RELEASED_REWARDS
+from astrolabe.rewards.settings import MEASURES, MODELS, ORACLES
 
 
 def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
@@ -18,6 +20,8 @@ def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     rewards = commands.add_parser("rewards", help="try rewards out, score videos, compare rewards", allow_abbrev=False)
     actions = rewards.add_subparsers(dest="action", required=True, parser_class=parser, metavar="ACTION")
     spec = "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER"
+
+    actions.add_parser("list", help="the rewards that there are", allow_abbrev=False)
 
     writing = actions.add_parser("new", help="write a reward of your own to start from", allow_abbrev=False)
     writing.add_argument("name", help="the class's name: Redness, say")
@@ -41,8 +45,10 @@ def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
 
 
 def command_rewards(args: Namespace) -> None:
-    """``astrolabe rewards new | check | score | correlate``."""
-    if args.action == "new":
+    """``astrolabe rewards list | new | check | score | correlate``."""
+    if args.action == "list":
+        print("\n".join(listed()))
+    elif args.action == "new":
         spec = write_template(args.name, args.out or Path(f"{args.name.lower()}.py"))
         print(f"{spec}\nnext: astrolabe rewards check {spec}")
     elif args.action == "check":
@@ -57,6 +63,19 @@ def command_rewards(args: Namespace) -> None:
         low, high = found.ci95
         print(f"rank correlation {found.correlation:.3f} [{low:.3f}, {high:.3f}] over {found.scores.shape[1]} videos")
         print(args.out)
+
+
+def listed() -> Iterator[str]:
+    """Every reward by its name, and what the released ones are made of."""
+    yield f"of the shapes world  {', '.join(ORACLES)}"
+    yield f"of any video         {', '.join(MEASURES)}"
+    yield "released models"
+    for name in MODELS:
+        model = RELEASED_REWARDS[name]
+        yield f"  {name:18} {model.repository} ({model.gigabytes:g} GB in bfloat16; licence: {model.licence})"
+    yield "server               a judge that is asked over HTTP"
+    yield "random               knows nothing: a control"
+    yield "FILE.py:CLASS        your own; `astrolabe rewards new NAME` writes one to start from"
 
 
 def command_score(spec: str, videos: Sequence[Path], prompt: str | None, cache: Path | None) -> None:

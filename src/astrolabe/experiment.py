@@ -18,9 +18,8 @@ from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Member, Scorer, UncertainReward
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rewards.pool import Pool, PoolSettings
-from astrolabe.rewards.settings import DOUBTING, KNOWN, MODELS, ONE_FRAME, ORACLES, RewardSettings
+from astrolabe.rewards.settings import DOUBTING, KNOWN, MEASURES, MODELS, ONE_FRAME, ORACLES, RewardSettings
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.grpo import GRPO, GRPOSettings
 from astrolabe.rl.guards import Watch, WatchSettings
@@ -112,7 +111,7 @@ class TrainConfig:
         if isinstance(self.model, ReleasedSettings) and strangers:
             raise UserError(
                 f"rewards: {', '.join(strangers)} judges the shapes world alone, and the model is {self.model.name}; "
-                f"any video is judged by {', '.join((*MODELS, *ANY_VIDEO))}"
+                f"any video is judged by {', '.join((*MODELS, *MEASURES))}"
             )
         if isinstance(self.model, ReleasedSettings) and self.model.rebuild_frames is not None:
             raise UserError(
@@ -203,9 +202,14 @@ def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
     return sorted(rewards, key=lambda reward: reward.role == "judge")
 
 
+def opening_of(cfg: TrainConfig) -> Opening:
+    """What makes the rewards of a run."""
+    return Opening(cfg.seed, float(FPS), cfg.model.stream.chunk_frames)
+
+
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
-    opening = Opening(cfg.seed, float(FPS))
+    opening = opening_of(cfg)
     return [
         Member(opening.reward(settings), settings.weight, settings.role, settings.span, settings.frames)
         for settings in in_order(cfg.rewards)
@@ -216,7 +220,7 @@ def make_rewards(cfg: TrainConfig) -> list[Member]:
 def make_scorers(cfg: TrainConfig) -> Iterator[tuple[list[Member], Callable[[int], Scorer]]]:
     """The suite, and what makes a scorer of so many rows; workers live as long as the scope."""
     if cfg.pool.backend == "ray":
-        with closing(Pool(cfg.pool, in_order(cfg.rewards), cfg.seed, float(FPS))) as pool:
+        with closing(Pool(cfg.pool, in_order(cfg.rewards), opening_of(cfg))) as pool:
             check_uncertainty(cfg, pool.suite)
             yield pool.suite, pool.scorer
     else:

@@ -58,7 +58,7 @@ def named(spec: str) -> RewardSettings:
 
 def opened(settings: RewardSettings, fps: float = float(FPS)) -> Member:
     """The reward that the settings name, and what it sees."""
-    return Member(Opening(0, fps).reward(settings), frames=settings.frames)
+    return Member(Opening(fps=fps).reward(settings), frames=settings.frames)
 
 
 def check(spec: str) -> Iterator[Finding]:

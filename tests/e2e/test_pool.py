@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -38,6 +39,15 @@ class Deadly:
             left.write_text(str(lives - 1)) if lives > 1 else left.unlink()
             os._exit(1)
         return video.mean((1, 2, 3, 4)) + video[:, 0].amax((1, 2, 3))
+"""
+
+OWN_PACKAGE = """
+import torch
+import measure
+class Versioned:
+    name = "{name}"
+    def __call__(self, video, prompts):
+        return torch.full((len(video),), measure.VERSION)
 """
 
 
@@ -82,13 +92,13 @@ def seen(scorer: Scorer, dropped: float = 0.0) -> torch.Tensor:
 def test_scores_are_those_of_no_pool_though_workers_die(tmp_path: Path) -> None:
     rewards = [RewardSettings(name=name) for name in ("joint", "motion_fit", "pixel_motion")]
     rewards += [RewardSettings(name="shape_fit", frames=9), deadly(tmp_path, lives=2)]
-    with closing(Pool(RAY, rewards, 0, 16.0)) as pool:
+    with closing(Pool(RAY, rewards, Opening())) as pool:
         assert [member.reward.name for member in pool.suite] == ["joint", "motion_fit", "pixel_motion", "shape_fit",
                                                                  "deadly"]  # fmt: skip
         assert [len(crew.rewards) for crew in pool.crews] == [3, 1, 1]  # oracles live together
         found = seen(pool.scorer(12))
         assert not (tmp_path / "left").exists()
-        opening = Opening(0, 16.0)
+        opening = Opening()
         inline = Scorer([Member(opening.reward(r), r.weight, r.role, r.span, r.frames) for r in rewards], 12)
         assert torch.equal(found, seen(inline))
         # What kills every worker has no score, and nobody else is the worse for it.
@@ -101,9 +111,33 @@ def test_scores_are_those_of_no_pool_though_workers_die(tmp_path: Path) -> None:
         assert "its worker died 3 times on" in scorer.refusals["deadly"]
 
 
+def wheel(folder: Path, version: str) -> Path:
+    """A package that pip installs without asking anybody."""
+    path, about = folder / f"measure-{version}-py3-none-any.whl", f"measure-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as pack:
+        pack.writestr("measure.py", f"VERSION = {version}")
+        pack.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: measure\nVersion: {version}\n")
+        pack.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: here\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        pack.writestr(f"{about}/RECORD", "")
+    return path
+
+
+def test_rewards_may_need_two_versions_of_a_package(tmp_path: Path) -> None:
+    rewards = []
+    for version in ("1.5", "2.5"):
+        own = tmp_path / f"own{version[0]}.py"
+        own.write_text(OWN_PACKAGE.format(name=own.stem), encoding="utf-8")
+        worker = WorkerSettings(packages=(str(wheel(tmp_path, version)),))
+        rewards.append(RewardSettings(name=f"{own}:Versioned", worker=worker))
+    with closing(Pool(RAY, rewards, Opening())) as pool:
+        assert seen(pool.scorer(12))[0].tolist() == [1.5, 2.5]
+
+
 def test_a_worker_that_cannot_start_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"a worker of nowhere\.py:Mine did not start: .*nowhere\.py: no such file"):
-        Pool(RAY, [RewardSettings(name="nowhere.py:Mine")], 0, 16.0)
+        Pool(RAY, [RewardSettings(name="nowhere.py:Mine")], Opening())
 
 
 def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from astrolabe import train as training
 from astrolabe.cli import main
 from astrolabe.recipes.shapes import shapes_tiny
-from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rewards.settings import KNOWN, RewardSettings
 from astrolabe.rollout.settings import WindowSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.config import save_yaml
@@ -37,6 +37,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.append(json.dumps({"file": "0004.mp4", "prompt": "nothing"}))
     (folder / "videos.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+def test_rewards_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["rewards", "list"])
+    said = capsys.readouterr().out
+    assert all(name in said for name in KNOWN) and "MizzenAI/HPSv3" in said
 
 
 def test_a_new_reward_passes_its_own_check_and_trains(

@@ -47,7 +47,7 @@ def test_every_reward_model_is_released_somewhere() -> None:
 
 
 def test_models_are_opened_from_folders_and_score(models: dict[str, RewardModelSettings]) -> None:
-    opening = Opening(0, 16.0)
+    opening = Opening()
     for name, settings in models.items():
         reward = opening.reward(RewardSettings(name=name, model=settings))
         scores = reward(VIDEO, PROMPTS)
@@ -55,7 +55,7 @@ def test_models_are_opened_from_folders_and_score(models: dict[str, RewardModelS
 
 
 def test_dimensions_of_the_same_model_share_it(models: dict[str, RewardModelSettings]) -> None:
-    opening = Opening(0, 16.0)
+    opening = Opening()
     found = [opening.reward(RewardSettings(name=name, model=models[name])) for name in models if "videoalign" in name]
     assert len(found) == 3
     assert len({id(reward.judge_of_all) for reward in found if isinstance(reward, VideoAlignReward)}) == 1
@@ -63,7 +63,7 @@ def test_dimensions_of_the_same_model_share_it(models: dict[str, RewardModelSett
 
 def test_the_dtype_is_the_bodys_and_the_head_stays_exact(models: dict[str, RewardModelSettings]) -> None:
     settings = replace(models["hpsv3"], dtype="bfloat16")
-    reward = Opening(0, 16.0).reward(RewardSettings(name="hpsv3", model=settings))
+    reward = Opening().reward(RewardSettings(name="hpsv3", model=settings))
     weights = {name: tensor.dtype for name, tensor in reward.scorer.named_parameters()}  # type: ignore[attr-defined]
     assert {dtype for name, dtype in weights.items() if name.startswith("rm_head")} == {torch.float32}
     assert {dtype for name, dtype in weights.items() if not name.startswith("rm_head")} == {torch.bfloat16}
@@ -93,4 +93,4 @@ def test_files_are_looked_at_without_reading_a_weight(
 def test_what_is_missing_is_named_with_the_setting_that_says_where(tmp_path: Path) -> None:
     settings = RewardModelSettings(weights=str(tmp_path), base=str(tmp_path))
     with pytest.raises(UserError, match=r"reward hpsv3: .*has neither HPSv3\.safetensors.*model\.weights and"):
-        Opening(0, 16.0).reward(RewardSettings(name="hpsv3", model=settings))
+        Opening().reward(RewardSettings(name="hpsv3", model=settings))

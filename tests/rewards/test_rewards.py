@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from astrolabe.rewards.base import Member, score
+from astrolabe.rewards.opening import Opening
 from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.settings import RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
@@ -104,6 +106,16 @@ def test_pixel_rewards_tell_motion_from_flicker_and_need_no_prompt() -> None:
     motion, steadiness = (ANY_VIDEO[name](video, ["x"] * 3) for name in ("pixel_motion", "pixel_steadiness"))
     torch.testing.assert_close(motion, torch.tensor([0.0, 0.125, 0.2]))
     torch.testing.assert_close(steadiness, torch.tensor([0.0, 0.0, -0.2]))
+
+
+def test_seamlessness_knows_the_chunks_of_the_model() -> None:
+    steps = (torch.arange(33) >= 21).float()  # a jump where the second chunk of three latent frames ends
+    video = (0.01 * torch.arange(33) + 0.3 * steps).view(1, 33, 1, 1, 1).expand(1, 33, 3, 8, 8)
+    seamless = [
+        Opening(chunk_frames=chunk).reward(RewardSettings(name="pixel_seamlessness"))(video, ["x"]).item()
+        for chunk in (3, 4)
+    ]
+    assert seamless == pytest.approx([-0.16 / 0.01, -0.01 / 0.02], rel=1e-3)
 
 
 def test_the_score_of_a_clip_is_that_of_its_parts_each_under_its_own_prompt() -> None:

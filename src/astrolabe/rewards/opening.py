@@ -14,7 +14,7 @@ from astrolabe.models.released import find_file
 from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.custom import load_custom, spec_file
-from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.rewards.pixels import ANY_VIDEO, PixelReward, boundary_jump
 from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
@@ -98,11 +98,12 @@ class RewardFiles:
 
 @dataclass
 class Opening:
-    """Makes rewards for videos of ``fps`` frames a second; ``seed`` is that of the random control. Without ``download``
-    this machine alone is asked for files."""
+    """Makes rewards for videos of ``fps`` frames a second that were made ``chunk_frames`` latent frames at a time;
+    ``seed`` is that of the random control. Without ``download`` this machine alone is asked for files."""
 
-    seed: int
-    fps: float
+    seed: int = 0
+    fps: float = 16.0
+    chunk_frames: int = 3
     download: bool = True
     _shared: dict[Any, Any] = field(default_factory=dict)
 
@@ -117,6 +118,8 @@ class Opening:
             return RandomReward(self.seed)
         if name in ANY_VIDEO:
             return ANY_VIDEO[name]
+        if name == "pixel_seamlessness":
+            return PixelReward(name, lambda video: boundary_jump(video, self.chunk_frames), sign=-1.0)
         files = RewardFiles(name, model, self.download) if name in RELEASED_REWARDS else None
         if files is None:
             oracles = self._once("oracles", Oracles)
@@ -198,7 +201,7 @@ def look_at(settings: RewardSettings) -> str:
     if settings.name not in RELEASED_REWARDS:
         return "built in"
     empty = replace(settings, model=replace(settings.reward_model, device="meta"))
-    Opening(0, 16.0, download=False).reward(empty)
+    Opening(download=False).reward(empty)
     return f"{RewardFiles(settings.name, settings.reward_model, False).weights()}, every tensor where it should be"
 
 

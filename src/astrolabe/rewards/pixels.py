@@ -34,11 +34,13 @@ def sharpness(video: Video) -> PerSample:
     return (around - 4 * centre).abs().mean((1, 2, 3))
 
 
-def boundary_jump(video: Video, chunk_frames: int, whole: bool = True) -> PerSample:
+def boundary_jump(video: Video, chunk_frames: int) -> PerSample:
     """How much more a video changes from chunk to chunk than within chunks: 1 where nobody could tell.
 
-    ``whole``: its first latent frame is one video frame, as at the beginning of a video; all others are four.
+    It begins with a chunk. A latent frame is four video frames, but for the first of a whole video, which is one: the
+    number of frames tells which of the two came.
     """
+    whole = video.shape[1] % 4 == 1
     change = video.diff(dim=1).abs().mean((2, 3, 4))  # [b, t - 1]
     first = 4 * chunk_frames - 3 if whole else 4 * chunk_frames
     jumps = torch.arange(first - 1, change.shape[1], 4 * chunk_frames)

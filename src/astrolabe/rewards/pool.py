@@ -73,9 +73,8 @@ class RemoteDoubting(Remote):
 class Worker:
     """Opens some rewards, and judges frames that come as bytes. It runs in a process of Ray's."""
 
-    def __init__(self, rewards: Sequence[RewardSettings], seed: int, fps: float, threads: int):
+    def __init__(self, rewards: Sequence[RewardSettings], opening: Opening, threads: int):
         torch.set_num_threads(threads)
-        opening = Opening(seed, fps)
         self.members = [Member(opening.reward(settings), frames=settings.frames) for settings in rewards]
 
     def names(self) -> list[tuple[str, bool]]:
@@ -115,7 +114,7 @@ class Crew:
     """The workers of some rewards that share what they have loaded. A thread for each hands it batches, one at a
     time, so that a batch that kills its worker takes no other with it."""
 
-    def __init__(self, ray: Any, rewards: list[RewardSettings], seed: int, fps: float, threads: int):
+    def __init__(self, ray: Any, rewards: list[RewardSettings], opening: Opening, threads: int):
         self.ray, self.rewards = ray, rewards
         self.batches: queue.Queue[Batch | None] = queue.Queue()
         first = rewards[0].worker
@@ -123,7 +122,7 @@ class Crew:
         if first.packages:
             options["runtime_env"] = {"pip": list(first.packages)}
         remote = ray.remote(Worker).options(**options)
-        self.workers = [remote.remote([whole(r) for r in rewards], seed, fps, threads) for _ in range(first.replicas)]
+        self.workers = [remote.remote([whole(r) for r in rewards], opening, threads) for _ in range(first.replicas)]
         self.threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self.workers]
 
     def begin(self) -> list[tuple[str, bool]]:
@@ -188,11 +187,11 @@ def sharing(settings: RewardSettings) -> Any:
 class Pool:
     """All workers of a run, and the suite that they make together. ``close`` ends what was started."""
 
-    def __init__(self, settings: PoolSettings, rewards: Sequence[RewardSettings], seed: int, fps: float):
+    def __init__(self, settings: PoolSettings, rewards: Sequence[RewardSettings], opening: Opening):
         self.ray = connect(settings.address)
         threads = settings.threads or torch.get_num_threads()
         keys = list(dict.fromkeys(sharing(reward) for reward in rewards))
-        self.crews = [Crew(self.ray, [r for r in rewards if sharing(r) == key], seed, fps, threads) for key in keys]
+        self.crews = [Crew(self.ray, [r for r in rewards if sharing(r) == key], opening, threads) for key in keys]
         self.place = [  # of every reward in the suite: its crew, and its number there
             (keys.index(sharing(r)), [o for o in rewards if sharing(o) == sharing(r)].index(r)) for r in rewards
         ]

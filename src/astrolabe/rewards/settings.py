@@ -20,7 +20,8 @@ MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
 ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
              "server", *PICTURE_MODELS)  # fmt: skip
 DOUBTING = ("hpsv3",)  # those that know how uncertain they are
-KNOWN = (*ORACLES, *ANY_VIDEO, "random", *MODELS, "server")
+MEASURES = (*ANY_VIDEO, "pixel_seamlessness")  # of any video, without weights
+KNOWN = (*ORACLES, *MEASURES, "random", *MODELS, "server")
 
 
 @config
@@ -71,7 +72,7 @@ class RewardSettings:
     """One reward: its weight, its role, and what it sees."""
 
     name: str = setting(
-        f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(ANY_VIDEO)}), a "
+        f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(MEASURES)}), a "
         f"reward model ({', '.join(MODELS)}), server: a judge that is asked over HTTP, random, which knows nothing, or "
         "one of your own: path/to/file.py:Class or package.module:Class"
     )

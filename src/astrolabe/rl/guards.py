@@ -112,11 +112,10 @@ class Meter:
             return
         for frames in part.frames.split(AT_ONCE):
             video = to_video(frames)
-            whole = (video.shape[1] - 1) % 4 == 0
             self.frames += video.shape[0] * video.shape[1]
             for name, measure in PIXELS.items():
                 self.totals[name] += video.shape[1] * measure(video).sum().item()
-            self.totals["boundary_jump"] += video.shape[1] * boundary_jump(video, self.chunk_frames, whole).sum().item()
+            self.totals["boundary_jump"] += video.shape[1] * boundary_jump(video, self.chunk_frames).sum().item()
 
     def means(self) -> dict[str, float]:
         """Every measure over all that was seen."""
