@@ -123,7 +123,7 @@ class Trainer:
         own, usual = compared((meter, rollout), (other.meter, base))
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
         alarms, metrics = self.watch.see(own | means[0], usual | means[1])
-        return alarms, metrics | {f"alarm/{alarm.action}": 1.0 for alarm in alarms}
+        return alarms, metrics | {f"alarm/{alarm.watch}/{alarm.action}": 1.0 for alarm in alarms}
 
     def streams(self, number: int) -> tuple[tuple[str, ...], int, int]:
         """Prompts, seed and first window of batch number ``number`` of streams: a function of the number alone."""

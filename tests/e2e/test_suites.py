@@ -112,7 +112,7 @@ def test_a_guard_that_stops_a_run_leaves_the_best_adapter(tmp_path: Path, capsys
     assert len(lines) == 3 and lines[2]["lr"] == pytest.approx(lines[0]["lr"] / 4, rel=0.5)
     best, last = (load_file(folder / f"{name}.safetensors") for name in ("best", "adapter"))
     assert all(torch.equal(tensor, last[key]) for key, tensor in best.items())
-    assert lines[2]["alarm/stop"] == 1.0 and "alarm/stop" not in lines[1]
+    assert lines[2]["alarm/motion_energy/stop"] == 1.0 and "alarm/motion_energy/stop" not in lines[1]
     main(["train", str(tmp_path / "config.yaml"), "--out", str(folder)])  # finished: nothing is trained again
     assert len(read_metrics(folder / "metrics.jsonl")) == 3
 

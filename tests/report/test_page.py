@@ -205,6 +205,10 @@ def test_a_guard_has_a_chart_of_its_own_beside_the_base():
     assert list(charts) == ["Guard: flicker", "Learning rate"]
     assert {trace["name"]: trace["y"] for trace in charts["Guard: flicker"]} == {"this run": [0.02], "base": [0.01]}
     assert not training_charts([{"step": 0, "lr": 1.0}])
+    spoke = line | {"step": 4, "alarm/flicker/slow": 1.0}
+    guard, rate = (json.loads(chart.spec)["layout"] for chart in training_charts([line, spoke]))
+    assert [(mark["x"], mark["text"]) for mark in guard["annotations"]] == [(5, "slow")]
+    assert [shape["x0"] for shape in guard["shapes"]] == [5] and not rate["shapes"]
 
 
 def test_a_metric_that_is_not_finite_is_a_gap(tmp_path: Path):

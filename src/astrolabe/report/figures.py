@@ -15,7 +15,7 @@ Records = Sequence[Mapping[str, Any]]
 Series = Sequence[float | None]  # None is a gap
 
 # Of middling lightness, so that they read on light and on dark paper.
-BASE, ALIGNED = "#8d95a5", "#4f7df0"
+BASE, ALIGNED, WARNING = "#8d95a5", "#4f7df0", "#d0453a"
 PALETTE = (ALIGNED, "#16a394", "#e0901f", "#dd5a8d", "#8f6ee8", "#5b9bd5", "#93a52e", "#c4703f", "#8d95a5", "#2fa8c7")
 GRID = "rgba(128, 134, 150, 0.20)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -96,7 +96,8 @@ def smoothing_window(steps: int) -> int:
 
 
 def curves(records: Records, lines: Mapping[str, str], title: str, caption: str) -> Chart:
-    """Metrics over steps, ``lines`` from metric to label: each raw and faint, smoothed and strong."""
+    """Metrics over steps, ``lines`` from metric to label: each raw and faint, smoothed and strong. Where a guard of one
+    of them spoke, there is a mark."""
     steps = [record["step"] + 1 for record in records]
     window, data, raws = smoothing_window(len(records)), [], []
     for (metric, label), colour in zip(lines.items(), cycle(PALETTE), strict=False):
@@ -107,7 +108,15 @@ def curves(records: Records, lines: Mapping[str, str], title: str, caption: str)
                               "hoverinfo": "skip"})  # fmt: skip
         data.append(shared | {"y": smooth(raw, window), "line": {"color": colour, "width": 1.8},
                               "hovertemplate": "%{y:.4g}"})  # fmt: skip
-    layout = {"xaxis": axis("step"), "yaxis": value_axis(raws), "showlegend": len(lines) > 1}
+    marks = [(record["step"] + 1, action) for record in records for metric in lines
+             for action in names_under([record], metric.replace("watch/", "alarm/", 1))]  # fmt: skip
+    layout = {
+        "xaxis": axis("step"), "yaxis": value_axis(raws), "showlegend": len(lines) > 1,
+        "shapes": [{"type": "line", "x0": step, "x1": step, "yref": "paper", "y0": 0, "y1": 1,
+                    "line": {"color": WARNING, "width": 1.2, "dash": "dot"}} for step, _ in marks],
+        "annotations": [{"x": step, "yref": "paper", "y": 0.02, "yanchor": "bottom", "xanchor": "right", "text": action,
+                         "showarrow": False, "font": {"color": WARNING}} for step, action in marks],
+    }  # fmt: skip
     return chart(title, caption, data, layout)
 
 
@@ -141,7 +150,7 @@ def training_charts(records: Records) -> list[Chart]:
         ({"anchored": "anchored", "rho": "rho"}, "Anchored", "Share of the samples that are held near the reference, "
          "and the share rho of the disagreeing ones that should be."),
         *(({f"watch/{name}": "this run", f"watch/base_{name}": "base"}, f"Guard: {name.replace('_', ' ')}",
-           "Running average of this run, and of the base in the same places.") for name in guarded),
+           "Running averages: this run, and the base in the same places. A mark: it spoke.") for name in guarded),
         ({"lr": "learning rate"} if guarded else {}, "Learning rate", "Guards may have slowed it."),
         ({"loss": "loss"}, "Loss", "No measure of quality: the model makes its own data, and they move with it."),
         ({"grad_norm": "gradient norm"}, "Gradient norm", "Before clipping."),

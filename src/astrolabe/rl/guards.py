@@ -93,9 +93,10 @@ class WatchSettings:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule that spoke."""
+    """A rule that spoke, and of what."""
 
     action: Action
+    watch: str
     message: str
 
 
@@ -184,12 +185,11 @@ class Watch:
             self.broken[number] = self.broken[number] + 1 if rule.broken(value, normal) else 0
             if self.broken[number] == rule.steps:
                 self.broken[number] = 0
-                alarms.append(
-                    Alarm(rule.action, f"{rule.words} for {rule.steps} steps ({value:.4g}, base {normal:.4g})")
-                )
+                said = f"{rule.words} for {rule.steps} steps ({value:.4g}, base {normal:.4g})"
+                alarms.append(Alarm(rule.action, rule.watch, said))
                 self.rate *= SLOWER if rule.action == "slow" else 1.0
                 self.stopped |= rule.action == "stop"
-        watched = {rule.watch for rule in self.settings.guards}
+        watched = dict.fromkeys(rule.watch for rule in self.settings.guards)  # in their order
         metrics = {f"watch/{name}": self.own[name] for name in watched}
         return alarms, metrics | {f"watch/base_{name}": self.base[name] for name in watched} | {"watch/rate": self.rate}
 
