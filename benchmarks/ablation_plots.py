@@ -37,7 +37,8 @@ def at_proxy(proxy: Sequence[float], judged: Sequence[float], level: float) -> f
 
 def track(run: Mapping[str, Any], measure: str) -> list[float]:
     """A measure on held-out prompts, from the base on, checkpoint by checkpoint."""
-    return [point[measure] for point in run["along"]]
+    values: list[float] = run["along"][measure]
+    return values
 
 
 def matched(cells: Sequence[dict[str, Any]], rise: float) -> dict[str, list[float | None]]:
@@ -84,16 +85,32 @@ def by_step(axes: Axes, cells: Sequence[Mapping[str, Any]], name: str, title: st
     axes.set_title(f"{title} by step (red: with adaptive weighting)", fontsize=9)
 
 
+def race(axes: Axes, cells: Sequence[Mapping[str, Any]], wall: bool) -> None:
+    """The joint oracle at the checkpoints, mean over seeds, against samples or against the seconds they took."""
+    for cell, colour in zip(cells, COLOURS, strict=False):
+        joint = [mean(column) for column in zip(*(track(run, JUDGED) for run in cell["runs"]), strict=True)]
+        steps = track(cell["runs"][0], "step")
+        whole = cell["seconds"] if wall else cell["samples"]
+        axes.plot([whole * step / steps[-1] for step in steps], joint, marker="o", markersize=3, color=colour,
+                  label=cell["name"].removeprefix("r "), linewidth=1)  # fmt: skip
+    axes.set_xlabel("seconds of training on one thread" if wall else "generated samples", fontsize=8)
+    axes.set_ylabel("joint oracle", fontsize=8)
+    axes.set_title(f"rivals: against {'wall time' if wall else 'samples'}", fontsize=9)
+    axes.legend(fontsize=7)
+
+
 def main() -> None:
     """Draw what is there, and say what the regularisers cost at equal proxies."""
     cells = json.loads(RESULT.read_text(encoding="utf-8"))["cells"]
     by_letter = {letter: [cell for cell in cells if cell["name"].startswith(f"{letter} ")] for letter in TITLES}
     shown = {letter: found for letter, found in by_letter.items() if found}
-    figure, grid = plt.subplots(len(shown) + 3, 1, figsize=(9, 2.7 * (len(shown) + 3)), squeeze=False)
+    figure, grid = plt.subplots(len(shown) + 5, 1, figsize=(9, 2.7 * (len(shown) + 5)), squeeze=False)
     standard = [cell for cell in cells if cell["name"] == "standard"]
     for (letter, found), axes in zip(shown.items(), grid[:, 0], strict=False):
         bars(axes, [*standard, *found] if letter in "er" else found, TITLES[letter])
-    hacking(grid[-3, 0], by_letter["b"])
+    hacking(grid[-5, 0], by_letter["b"])
+    race(grid[-4, 0], [*standard, *by_letter["r"]], wall=False)
+    race(grid[-3, 0], [*standard, *by_letter["r"]], wall=True)
     adaptive = [*standard, *(cell for cell in cells if cell["name"] == "d adaptive")]
     by_step(grid[-2, 0], adaptive, "latents_rms", "size of the latents")
     by_step(grid[-1, 0], adaptive, "reward/motion_fit", "reward motion_fit")

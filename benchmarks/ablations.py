@@ -17,7 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,8 @@ from benchmarks.measuring import peak_of_process
 from benchmarks.provenance import commit, write_result
 
 RESULT = Path("benchmarks/results/ablations.json")
+ALONG = ("step", "joint", "motion_energy", "pixel_saturation", "pixel_steadiness")
+LOGGED = ("latents_rms", "reward/joint", "reward/motion_fit", "anchored", "watch/rate")
 SEEDS, NOISES = (0, 1, 2, 3, 4), (3001, 3002, 3003, 3004)
 # Of two-sided 95 %, by number of seeds.
 STUDENT_T = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
@@ -100,6 +102,12 @@ def algorithm(settings: Any) -> TrainConfig:
     return replace(standard(), algorithm=settings)
 
 
+def slower(settings: Any) -> TrainConfig:
+    """Another algorithm at a quarter of the rate, which was chosen for NFT."""
+    cfg = algorithm(settings)
+    return replace(cfg, optimizer=replace(cfg.optimizer, lr=cfg.optimizer.lr / 4))
+
+
 def windows(settings: WindowSettings) -> TrainConfig:
     """The standard run on other windows."""
     return replace(standard(), window=settings)
@@ -110,6 +118,9 @@ GUARDS = WatchSettings(guards=(
     GuardSettings(watch="saturation", above=1.5, steps=2, action="slow"),
     GuardSettings(watch="joint", drop=0.15, steps=2, action="stop"),
 ))  # fmt: skip
+CLOSE_GUARD = WatchSettings(guards=(GuardSettings(watch="saturation", above=1.2, steps=2, action="stop"),))
+POSITIVE = PositiveSettings(beta=0.1, behavior_keep=0.5, common_noise=True)
+WEIGHTED = RewardWeightedSettings(behavior_keep=0.5, common_noise=True)
 BLOB, STILL = reward("pixel_saturation"), reward("pixel_steadiness")
 KNOWING = (reward("shape_fit"), reward("motion_fit"))
 CELLS: dict[str, TrainConfig] = {
@@ -132,15 +143,19 @@ CELLS: dict[str, TrainConfig] = {
         reward("pixel_saturation", role="primary"), STILL, *KNOWING, regularisation=pull("selective", share=0.2)),
     "c saturation, guarded": rewarded(BLOB, watch=GUARDS),
     "c steadiness, guarded": rewarded(STILL, watch=GUARDS),
+    "c saturation, guarded closely": rewarded(BLOB, watch=CLOSE_GUARD),
     "d adaptive": algorithm(replace(NFT, weighting="adaptive")),
     "e beta 0.3": algorithm(replace(NFT, beta=0.3)),
     "e beta 1": algorithm(replace(NFT, beta=1.0)),
     "e unwarped": algorithm(replace(NFT, levels="unwarped")),
     "e uniform levels": algorithm(replace(NFT, levels="uniform")),
     "e noisy context": algorithm(replace(NFT, context="noisy")),
-    "r positive": algorithm(PositiveSettings(beta=0.1, behavior_keep=0.5, common_noise=True)),
-    "r reward_weighted": algorithm(RewardWeightedSettings(behavior_keep=0.5, common_noise=True)),
+    "r positive": algorithm(POSITIVE),
+    "r reward_weighted": algorithm(WEIGHTED),
     "r grpo": algorithm(GRPOSettings(behavior_keep=0.0)),
+    "r positive, slower": slower(POSITIVE),
+    "r reward_weighted, slower": slower(WEIGHTED),
+    "r grpo, slower": slower(GRPOSettings(behavior_keep=0.0)),
     "s short clips": windows(WindowSettings(frames=CLIP_FRAMES)),
     "s streaming": windows(WindowSettings(frames=CLIP_FRAMES, start="random", video_frames=4 * CLIP_FRAMES)),
 }  # fmt: skip
@@ -219,6 +234,22 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": round(middle, 4), "ci95": ends, "by_seed": [round(value, 4) for value in values]}
 
 
+def shortened(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run what the plots draw: proxies and oracles at its checkpoints, and some of what it logged."""
+    along = {key: [point[key] for point in row["along"]] for key in ALONG if row["along"]}
+    logged = {key: values for key, values in row["by_step"].items() if key in LOGGED}
+    return {key: row[key] for key in ("seed", "seconds", "peak_bytes")} | {
+        "joint_by_window": digits(row["aligned"].get("joint_by_window", [])),
+        "along": {key: digits(values) for key, values in along.items()},
+        "by_step": {key: digits(values) for key, values in logged.items()},
+    }
+
+
+def digits(values: Sequence[float | None]) -> list[float | None]:
+    """Four of each."""
+    return [None if value is None else float(f"{value:.4g}") for value in values]
+
+
 def summary(cell: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One cell over its seeds."""
     measures = [key for key, value in rows[0]["aligned"].items() if isinstance(value, float)]
@@ -229,7 +260,7 @@ def summary(cell: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "base": {measure: round(rows[0]["base"][measure], 4) for measure in measures} if "base" in rows[0] else {},
         "scores": {measure: interval([row["aligned"][measure] for row in rows]) for measure in measures},
         "command": f"python -m benchmarks.ablations --only {cell!r}",
-        "runs": rows,
+        "runs": [shortened(row) for row in rows],
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
 def test_a_slower_regulariser_is_compared_where_it_has_risen_as_far() -> None:
     def cell(name: str, speed: float, cost: float) -> dict[str, object]:
         proxy = [0.5 + speed * step for step in range(60)]
-        run = {"along": [{"pixel_saturation": p, "joint": 1 - cost * (p - 0.5)} for p in proxy]}
+        run = {"along": {"pixel_saturation": proxy, "joint": [1 - cost * (p - 0.5) for p in proxy]}}
         return {"name": name, "runs": [run, run]}
 
     found = matched([cell("b none", 0.02, 0.5), cell("b held", 0.01, 0.1)], 0.25)
