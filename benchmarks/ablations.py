@@ -197,11 +197,8 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
         judged[name] |= {proxy: pixels(found.videos, []).mean().item() for proxy, pixels in ANY_VIDEO.items()}
         if long:
             judged[name]["joint_by_window"] = [part.mean().item() for part in found.windows["joint"]]
-    along = (
-        []
-        if long
-        else [glimpse(generator, policies, glance, out, step) for step in (0, *RunFolder(out).checkpoints.steps())]
-    )
+    watched = (0, *RunFolder(out).checkpoints.steps()) if cell.startswith(("standard", "b ", "r ")) else ()
+    along = [glimpse(generator, policies, glance, out, step) for step in watched]
     return {
         "cell": cell, "seed": seed, **judged, "along": along, "seconds": round(seconds, 1), "peak_bytes": peak,
         "samples": len(lines) * cfg.rollout.prompts * cfg.rollout.group_size,

@@ -104,6 +104,13 @@ def test_uncertainty_is_asked_only_of_a_reward_that_knows_its_own() -> None:
         replace(shapes(), rewards=rewards, regularisation=replace(SELECTIVE, uncertainty=0.5))
 
 
+def test_two_rewards_of_one_name_are_refused_once_they_are_open(tmp_path: Path) -> None:
+    specs = [write_template("Mine", tmp_path / f"{letter}.py") for letter in "ab"]
+    cfg = replace(shapes(), rewards=tuple(RewardSettings(name=spec) for spec in specs))
+    with pytest.raises(UserError, match="two of them call themselves 'mine'"), make_scorers(cfg):
+        pass
+
+
 def test_a_reward_of_ones_own_is_asked_for_its_uncertainty_once_it_is_open(tmp_path: Path) -> None:
     spec = write_template("Mine", tmp_path / "mine.py")
     rewards = (RewardSettings(name=spec, role="primary"), RewardSettings(name="shape"))

@@ -7,7 +7,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -202,13 +202,27 @@ def command_train(
         show_fields(recipe or "shapes", cfg)
         return
     cfg = override(cfg, parse_overrides(rest))
-    foreign = [reward.name for reward in cfg.rewards if reward.own]
+    foreign = list(trusting(cfg))
     if foreign and recipe not in RECIPES and not trusted:
         raise UserError(
-            f"{recipe} names code to run: {', '.join(foreign)}; look at it, and if you trust it add --trust-code"
+            f"{recipe} names what is to be trusted: {'; '.join(foreign)}; look at it, and if you do add --trust-code"
         )
     folder = train(cfg, out or Path("runs") / Path(recipe or "").stem)
     print(f"trained: {folder}\nnext:    astrolabe evaluate {folder} && astrolabe report {folder}")
+
+
+def trusting(cfg: TrainConfig) -> Iterator[str]:
+    """What a configuration asks of its reader: to run code, to install packages, to send files away."""
+    for reward in cfg.rewards:
+        if reward.own:
+            yield f"code to run, {reward.name}"
+        if reward.worker.packages:
+            yield f"packages to install, {' '.join(reward.worker.packages)}"
+        if reward.server is not None:
+            files = [str(path) for path in (reward.server.rubric, reward.server.key) if path]
+            yield f"files to send to {reward.server.url}, {' '.join(files)}"
+    if cfg.pool.address:
+        yield f"a cluster to work on, {cfg.pool.address}"
 
 
 def command_generate(args: argparse.Namespace, rest: Sequence[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from astrolabe.doctor import show_findings
-from astrolabe.judging import check, correlate, draw, score_files, videos_in
+from astrolabe.judging import CHUNK, check, correlate, draw, score_files, videos_in
 from astrolabe.rewards.custom import write_template
 from astrolabe.rewards.opening import RELEASED_REWARDS
 from astrolabe.rewards.settings import MEASURES, MODELS, ORACLES
@@ -42,6 +42,8 @@ def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
     comparing.add_argument("--out", type=Path, default=Path("correlation.html"), help="the drawing")
     for action in (scoring, comparing):
         action.add_argument("--cache", type=Path, help="a file that keeps scores, so that none is computed twice")
+        action.add_argument("--chunk-frames", type=int, default=CHUNK, help="latent frames that the videos' model made "
+                            f"at a time, for pixel_seamlessness (default: {CHUNK})")  # fmt: skip
 
 
 def command_rewards(args: Namespace) -> None:
@@ -54,9 +56,9 @@ def command_rewards(args: Namespace) -> None:
     elif args.action == "check":
         show_findings(check(args.reward))
     elif args.action == "score":
-        command_score(args.reward, args.videos, args.prompt, args.cache)
+        command_score(args)
     else:
-        found = correlate(args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache)
+        found = correlate(args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache, args.chunk_frames)
         draw(found, args.out)
         for refused in found.refused:
             print(f"left out: {refused}", file=sys.stderr)
@@ -78,15 +80,15 @@ def listed() -> Iterator[str]:
     yield "FILE.py:CLASS        your own; `astrolabe rewards new NAME` writes one to start from"
 
 
-def command_score(spec: str, videos: Sequence[Path], prompt: str | None, cache: Path | None) -> None:
+def command_score(args: Namespace) -> None:
     """``astrolabe rewards score``: exit code 1 when a file could not be judged."""
     paths: list[Path] = []
     prompts: list[str] = []
-    for place in videos:
-        found, asked = videos_in(place, prompt) if place.is_dir() else ([place], [prompt or ""])
+    for place in args.videos:
+        found, asked = videos_in(place, args.prompt) if place.is_dir() else ([place], [args.prompt or ""])
         paths, prompts = paths + found, prompts + asked
     failed = 0
-    for one in score_files(spec, paths, prompts, cache):
+    for one in score_files(args.reward, paths, prompts, args.cache, args.chunk_frames):
         failed += one.score is None
         print(f"{one.path}: {one.refusal}" if one.score is None else f"{one.score:.6g}  {one.path}")
     if failed:

@@ -221,16 +221,20 @@ def make_scorers(cfg: TrainConfig) -> Iterator[tuple[list[Member], Callable[[int
     """The suite, and what makes a scorer of so many rows; workers live as long as the scope."""
     if cfg.pool.backend == "ray":
         with closing(Pool(cfg.pool, in_order(cfg.rewards), opening_of(cfg))) as pool:
-            check_uncertainty(cfg, pool.suite)
+            check_suite(cfg, pool.suite)
             yield pool.suite, pool.scorer
     else:
         suite = make_rewards(cfg)
-        check_uncertainty(cfg, suite)
+        check_suite(cfg, suite)
         yield suite, partial(Scorer, suite)
 
 
-def check_uncertainty(cfg: TrainConfig, suite: Sequence[Member]) -> None:
-    """UserError when the primary reward is asked how uncertain it is and does not know."""
+def check_suite(cfg: TrainConfig, suite: Sequence[Member]) -> None:
+    """UserError when two rewards bear the same name, or the primary one is asked how uncertain it is and does not
+    know."""
+    names = [member.reward.name for member in suite]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"rewards: two of them call themselves {twice[0]!r}; give one of yours another `name`")
     for member in suite:
         if member.role == "primary" and not isinstance(member.reward, UncertainReward):
             check_doubt(member.reward.name, cfg.regularisation)
@@ -280,16 +284,21 @@ def make_algorithm(cfg: TrainConfig) -> Algorithm[Any]:
     return NFT(settings, weights, regulariser)
 
 
-def make_watch(cfg: TrainConfig) -> Watch:
-    """The guards and judges that the settings describe; UserError for a guard of something unknown."""
-    judges: dict[str, float] = {r.name: r.weight for r in cfg.rewards if r.role == "judge" and r.weight}
+def make_watch(cfg: TrainConfig, suite: Sequence[Member] = ()) -> Watch:
+    """The guards and judges that the settings describe; UserError for a guard of something unknown. Scores of a user's
+    own rewards bear the names that these give themselves: the opened ``suite`` knows them."""
+    settings = in_order(cfg.rewards)
+    names = {r.name: r.name for r in settings}
+    names |= {r.name: member.reward.name for r, member in zip(settings, suite, strict=False)}
+    judges: dict[str, float] = {names[r.name]: r.weight for r in settings if r.role == "judge" and r.weight}
     for guard in cfg.watch.guards:
         if guard.action == "refresh" and not cfg.regularisation.moves:
             raise UserError(
                 "watch.guards: action=refresh moves the reference, but regularisation.samples="
                 f"{cfg.regularisation.samples} with reference={cfg.regularisation.reference} has none that moves"
             )
-    return Watch(cfg.watch, [reward.name for reward in cfg.rewards], judges)
+    guards = tuple(replace(guard, watch=names.get(guard.watch, guard.watch)) for guard in cfg.watch.guards)
+    return Watch(replace(cfg.watch, guards=guards), list(names.values()), judges)
 
 
 def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algorithm[Any]) -> None:

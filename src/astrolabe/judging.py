@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,18 +15,20 @@ from torch import Tensor
 
 from astrolabe.doctor import Finding
 from astrolabe.evaluation.statistics import rank_correlation
-from astrolabe.rewards.base import Member, judged
+from astrolabe.rewards.base import Member, attempt, judged
 from astrolabe.rewards.cache import ScoreCache, identity
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rewards.server import ServerSettings
+from astrolabe.rewards.settings import VIDEO_MODELS, RewardSettings
 from astrolabe.runtime.config import override
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
-from astrolabe.runtime.video import read_frames
+from astrolabe.runtime.video import frame_rate, read_frames
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.world import FPS, render
 from astrolabe.types import Video
 
+CHUNK = 3  # latent frames at a time, as most released models make them
 CLOSE = 1e-3  # how far a score may move with its company, beside the spread of scores
 VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
@@ -50,15 +52,26 @@ def named(spec: str) -> RewardSettings:
         if not equals:
             raise UserError(f"{spec}: {field!r} is no setting; write NAME,frames=8")
         texts[key] = value
+    if name == "server":
+        return override(RewardSettings(name=name, server=asked(spec, texts)), texts)
     settings = RewardSettings(name=name)
     if any(key.startswith("model.") for key in texts):
         settings = RewardSettings(name=name, model=settings.reward_model)
     return override(settings, texts)
 
 
-def opened(settings: RewardSettings, fps: float = float(FPS)) -> Member:
+def asked(spec: str, texts: Mapping[str, str]) -> ServerSettings:
+    """The server that a word on the command line names."""
+    needed = [f"server.{field}" for field in ("url", "model", "rubric")]
+    if missing := [key for key in needed if key not in texts]:
+        raise UserError(f"{spec}: a judge behind a server needs {', '.join(missing)}: server,server.url=http://...")
+    url, model, rubric = (texts[key] for key in needed)
+    return ServerSettings(url=url, model=model, rubric=Path(rubric))
+
+
+def opened(settings: RewardSettings, fps: float = float(FPS), chunk_frames: int = CHUNK) -> Member:
     """The reward that the settings name, and what it sees."""
-    return Member(Opening(fps=fps).reward(settings), frames=settings.frames)
+    return Member(Opening(fps=fps, chunk_frames=chunk_frames).reward(settings), frames=settings.frames)
 
 
 def check(spec: str) -> Iterator[Finding]:
@@ -76,7 +89,7 @@ def check(spec: str) -> Iterator[Finding]:
     seconds = time.perf_counter() - began
     well = bool(scores.isfinite().all())
     yield Finding("scores", well, f"one a video: {', '.join(f'{score:.4g}' for score in scores.tolist())}",
-                  "a score that is not finite drops its video")  # fmt: skip
+                  getattr(member.reward, "refusal", "") or "a score that is not finite drops its video")  # fmt: skip
     if bool(doubts.any()):
         yield Finding("uncertainty", True, ", ".join(f"{doubt:.3g}" for doubt in doubts.tolist()))
     spread = float(scores.max() - scores.min())
@@ -106,22 +119,41 @@ def samples() -> tuple[Video, list[str]]:
     return video, [caption(scene, 0) for scene in scenes]
 
 
-def score_files(spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None) -> Iterator[Judged]:
-    """The score of every file, one after another; a file that cannot be judged does not keep the others from it."""
-    settings = named(spec)
-    member, store = opened(settings), ScoreCache(cache) if cache else None
-    whose = identity(settings) if store else ""
+def score_files(
+    spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None, chunk_frames: int = CHUNK
+) -> Iterator[Judged]:
+    """The score of every file, one after another; a file that cannot be judged does not keep the others from it.
+
+    Rewards that look at so many frames a second go by the first file's frame rate; one of another rate is not judged.
+    """
+    settings, store = named(spec), ScoreCache(cache) if cache else None
+    timed = settings.name in VIDEO_MODELS
+    fps = next((rate for path in paths if (rate := rate_of(path))), float(FPS)) if timed else float(FPS)
+    member, whose = opened(settings, fps, chunk_frames), identity(settings, fps, chunk_frames) if store else ""
     for path, prompt in zip(paths, prompts, strict=True):
         try:
             video = read_frames(path)[None]
+            if timed and abs(rate_of(path) - fps) > 0.01 * fps:
+                raise UserError(f"comes at {rate_of(path):g} frames a second, others at {fps:g}: score it by itself")
             known = store.get(whose, video, prompt) if store else None
             if known is None:
-                known = float(judged(member, video, [prompt])[0])
+                found, _, why = attempt(member, video, [prompt])
+                if not bool(found.isfinite()):
+                    raise UserError(why or f"{member.reward.name}: no finite score")
+                known = float(found)
                 if store:
                     store.put(whose, video, prompt, known)
             yield Judged(path, known)
         except UserError as error:
             yield Judged(path, None, str(error))
+
+
+def rate_of(path: Path) -> float:
+    """Frames a second of a file; 0 for one that cannot be read."""
+    try:
+        return frame_rate(path)
+    except UserError:
+        return 0.0
 
 
 def videos_in(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
@@ -156,10 +188,12 @@ class Correlated:
     refused: tuple[str, ...]
 
 
-def correlate(one: str, other: str, folder: Path, prompt: str | None, cache: Path | None) -> Correlated:
+def correlate(
+    one: str, other: str, folder: Path, prompt: str | None, cache: Path | None, chunk_frames: int = CHUNK
+) -> Correlated:
     """Spearman's rank correlation of two rewards over the videos of a folder, with its 95 % bootstrap interval."""
     paths, prompts = videos_in(folder, prompt)
-    columns = [list(score_files(spec, paths, prompts, cache)) for spec in (one, other)]
+    columns = [list(score_files(spec, paths, prompts, cache, chunk_frames)) for spec in (one, other)]
     both = [pair for pair in zip(*columns, strict=True) if all(found.score is not None for found in pair)]
     refused = tuple(f"{found.path.name}: {found.refusal}" for column in columns for found in column if found.refusal)
     if len(both) < 3:

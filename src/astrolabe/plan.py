@@ -23,7 +23,7 @@ from torch.utils import _pytree as trees
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from astrolabe.experiment import TrainConfig, make_algorithm
+from astrolabe.experiment import TrainConfig, make_algorithm, make_watch
 from astrolabe.models.cache import RollingCache
 from astrolabe.models.opening import ReleasedSettings
 from astrolabe.models.released import released
@@ -294,7 +294,7 @@ def play_rollout(
     rows = rollout.prompts * rollout.micro_batch
     everyone = rollout.prompts * rollout.group_size
     batches: float = math.ceil(rollout.group_size / rollout.micro_batch)
-    if cfg.watch.guards:  # the base makes some too
+    if make_watch(cfg).wanted:  # the base makes some too
         batches += BASE_CLIPS / rollout.micro_batch
     _, height, width = generator.latent_shape
     pixels = (4 * window.frames - 3) * 3 * 64 * height * width

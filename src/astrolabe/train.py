@@ -76,8 +76,8 @@ class Trainer:
             rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"), see=eye.see)
         clock += [time.monotonic() - eye.seconds, time.monotonic()]
         scores = eye.scorer.scores(rollout.latents, cfg.max_dropped)
-        alarms, metrics = self.compare_with_base(rollout, scores, eye.meter, step)
-        best = self.policies.copy("behavior") if self.watch.judge(scores) else None
+        alarms, metrics, better = self.compare_with_base(rollout, scores, eye.meter, step)
+        best = self.policies.copy("behavior") if better else None
         clock[-1] = time.monotonic()
         experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
         shown = kept_group(experience, self.windows) if self.shows(step) else None
@@ -90,6 +90,7 @@ class Trainer:
         metrics |= self.algorithm.after_step(self.policies, step, metrics)
         if any(alarm.action == "refresh" for alarm in alarms):
             self.algorithm.regulariser.refresh(self.policies)
+            metrics["reference_age"] = 0.0
         clock.append(time.monotonic())
         if turn + 1 < cfg.window.per_stream:
             self.make_room("rollout")
@@ -112,18 +113,21 @@ class Trainer:
 
     def compare_with_base(
         self, rollout: Rollout, scores: Scores, meter: Meter | None, step: int
-    ) -> tuple[list[Alarm], Metrics]:
-        """What the guards see: this rollout, and a few clips that the base makes in the same place and history."""
+    ) -> tuple[list[Alarm], Metrics, bool]:
+        """What guards and judges see: this rollout, and a few clips that the base makes in the same place and history.
+        Last, whether the judges have never found it as much better."""
         other = self.eye(BASE_CLIPS)
         if meter is None or other.meter is None:
-            return [], {}
+            return [], {}, False
         with self.policies.using(None):
             base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS, other.see)
         normal = other.scorer.scores(base.latents, max_dropped=1.0)
         own, usual = compared((meter, rollout), (other.meter, base))
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
         alarms, metrics = self.watch.see(own | means[0], usual | means[1])
-        return alarms, metrics | {f"alarm/{alarm.watch}/{alarm.action}": 1.0 for alarm in alarms}
+        better = self.watch.judge(means[0], means[1])
+        metrics |= {"judgement": self.watch.judgement} if self.watch.judges else {}
+        return alarms, metrics | {f"alarm/{alarm.watch}/{alarm.action}": 1.0 for alarm in alarms}, better
 
     def streams(self, number: int) -> tuple[tuple[str, ...], int, int]:
         """Prompts, seed and first window of batch number ``number`` of streams: a function of the number alone."""
@@ -229,9 +233,11 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     """
     cfg, folder = resolved(cfg), RunFolder(out)
     # What cannot work should fail before a folder is made, and what costs nothing to see before anything is loaded.
-    prompts, algorithm, watch = make_prompts(cfg), make_algorithm(cfg), make_watch(cfg)
+    prompts, algorithm = make_prompts(cfg), make_algorithm(cfg)
+    make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
     with make_scorers(cfg) as (suite, scorer):
+        watch = make_watch(cfg, suite)
         generator = make_generator(cfg.model)
         generator.check_prompts(prompts.texts)
         generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.pool import Crew, Pool, PoolSettings
+from astrolabe.rewards.pool import Batch, Crew, Pool, PoolSettings, check_gpus
 from astrolabe.rewards.settings import RewardSettings, WorkerSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
@@ -160,21 +161,52 @@ def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> Non
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
-def test_a_worker_that_cannot_come_back_is_one_sentence() -> None:
-    class Died(Exception): ...
+class Error(Exception):
+    """Of the Ray that only pretends."""
 
-    class Unavailable(Died): ...
 
-    class Names:
-        def remote(self) -> None: ...
+class Died(Error): ...
 
-    answers = iter([Unavailable(), Died()])
 
-    def get(asked: object) -> None:
-        raise next(answers)
+class Unavailable(Error): ...
 
-    ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayActorError=Died, ActorUnavailableError=Unavailable))
+
+class Late(Error): ...
+
+
+class Broken(Error): ...
+
+
+@pytest.mark.parametrize(
+    ("happens", "said", "killed"),
+    [
+        ([Died(), Unavailable(), Died()], "its worker died and cannot be started again", 0),
+        ([Died(), None, Late(), None, Error("no memory"), None], "its worker died 3 times on 2 videos", 1),
+        ([Broken("Traceback\n  somewhere\nKeyError: 'x'")], "joint: KeyError: 'x'", 0),
+    ],
+)
+def test_whatever_becomes_of_a_worker_its_batch_has_no_score_and_the_run_goes_on(
+    happens: list[Exception | None], said: str, killed: int
+) -> None:
+    answers, kills = iter(happens), []
+
+    def get(asked: object, timeout: float) -> None:
+        if error := next(answers):
+            raise error
+
+    errors = {"RayError": Error, "ActorUnavailableError": Unavailable, "GetTimeoutError": Late, "RayTaskError": Broken}
+    ray = SimpleNamespace(get=get, kill=lambda *_, **__: kills.append(1), exceptions=SimpleNamespace(**errors))
     crew = Crew.__new__(Crew)
-    crew.ray, crew.rewards = ray, [RewardSettings(name="joint")]
-    with pytest.raises(UserError, match="a worker of joint died and cannot be started again"):
-        crew._wait_for(SimpleNamespace(names=Names()))
+    crew.ray, crew.rewards, crew.timeout = ray, [RewardSettings(name="joint")], 9.0
+    method = SimpleNamespace(remote=lambda *_: None)
+    batch = Batch(None, 0, 2, ["a", "b"], [0], Future())
+    ((found, doubt, refusal),) = crew._judge(SimpleNamespace(names=method, judge=method), batch)
+    assert said in refusal and found.isnan().all() and len(found) == 2 and not doubt.any() and len(kills) == killed
+    assert next(answers, "all") == "all"
+
+
+def test_gpus_that_are_not_there_are_one_sentence() -> None:
+    ray = SimpleNamespace(cluster_resources=lambda: {"CPU": 2.0, "GPU": 1.0})
+    check_gpus(ray, [WorkerSettings(gpus=0.5), WorkerSettings(gpus=0.25, replicas=2)])
+    with pytest.raises(UserError, match=r"ask for 2 GPUs in all .* and Ray has 1"):
+        check_gpus(ray, [WorkerSettings(gpus=1, replicas=2)])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from astrolabe import train as training
 from astrolabe.cli import main
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.settings import KNOWN, RewardSettings
+from astrolabe.rl.guards import GuardSettings, WatchSettings
 from astrolabe.rollout.settings import WindowSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.config import save_yaml
@@ -53,11 +56,12 @@ def test_a_new_reward_passes_its_own_check_and_trains(
     assert "redness.py:Redness" in capsys.readouterr().out
     main(["rewards", "check", "redness.py:Redness"])
     assert "NO" not in capsys.readouterr().out
-    cfg = replace(shapes_tiny(), rewards=(RewardSettings(name="redness.py:Redness"),))
-    save_yaml(cfg, tmp_path / "mine.yaml")
+    mine, guard = "redness.py:Redness", GuardSettings(watch="redness.py:Redness", drop=0.9)
+    rewards = (RewardSettings(name="joint"), RewardSettings(name=mine, role="judge"))
+    save_yaml(replace(shapes_tiny(), rewards=rewards, watch=WatchSettings(guards=(guard,))), tmp_path / "mine.yaml")
     main(["train", "mine.yaml", "--trust-code", "--out", "run"])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 2 and "reward/redness" in json.loads(lines[0])
+    assert len(lines) == 2 and {"reward/redness", "watch/redness", "judgement"} <= json.loads(lines[0]).keys()
 
 
 def test_code_that_a_config_brings_is_not_run_unasked(
@@ -66,8 +70,29 @@ def test_code_that_a_config_brings_is_not_run_unasked(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("open('ran', 'w')\nclass Bad: ...\n", encoding="utf-8")
     save_yaml(replace(shapes_tiny(), rewards=(RewardSettings(name="bad.py:Bad"),)), tmp_path / "mine.yaml")
-    assert "names code to run: bad.py:Bad" in fails(["train", "mine.yaml", "--out", "run"], capsys)
+    assert "names what is to be trusted: code to run, bad.py:Bad" in fails(
+        ["train", "mine.yaml", "--out", "run"], capsys
+    )
     assert not (tmp_path / "ran").exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rewards": [{"name": "joint", "worker": {"packages": ["a_stranger"]}}]}, "packages to install, a_stranger"),
+        ({"rewards": [{"name": "server", "server": {"url": "http://a.stranger/v1", "model": "m", "rubric": "/etc/hosts",
+                                                    "key": "/root/key"}}]},
+         "files to send to http://a.stranger/v1, /etc/hosts /root/key"),
+        ({"pool": {"backend": "ray", "address": "a.stranger:6379"}}, "a cluster to work on, a.stranger:6379"),
+    ],
+)  # fmt: skip
+def test_nothing_is_installed_sent_or_joined_because_a_config_says_so(
+    fields: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_yaml(shapes_tiny(), tmp_path / "theirs.yaml")
+    cfg = yaml.safe_load((tmp_path / "theirs.yaml").read_text(encoding="utf-8")) | fields
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump(cfg), encoding="utf-8")
+    assert said in fails(["train", str(tmp_path / "theirs.yaml"), "--out", str(tmp_path / "run")], capsys)
 
 
 def test_a_reward_that_breaks_the_rules_is_told_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +121,18 @@ def test_files_are_scored_one_by_one_and_a_bad_one_is_named(
     assert float(capsys.readouterr().out.split()[0]) == scores[1]
 
 
+def test_a_file_too_short_for_a_reward_costs_no_other(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mp4(tmp_path / "one.mp4", torch.rand(1, 3, 32, 48), 16)
+    files = [str(tmp_path / "one.mp4"), str(videos / "0001.mp4")]
+    for name in ("pixel_seamlessness", "flow_smoothness", "pixel_motion"):
+        with pytest.raises(SystemExit):
+            main(["rewards", "score", name, *files])
+        out = capsys.readouterr().out.splitlines()
+        assert f"{name}: videos of 1 frames came; it looks at" in out[0] and float(out[1].split()[0]) < 9
+
+
 def test_two_rewards_are_compared_by_rank(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "page.html"
     main(["rewards", "correlate", "pixel_saturation", "pixel_saturation,frames=2", "--videos", str(videos),
@@ -112,6 +149,8 @@ def test_two_rewards_are_compared_by_rank(videos: Path, tmp_path: Path, capsys: 
         (("score", "joint,frames", "x.mp4"), "'frames' is no setting; write NAME,frames=8"),
         (("score", "hpsv3,model.best_share=2", "x.mp4"), "best_share"),
         (("correlate", "joint", "shape", "--videos", "nowhere"), "no videos there"),
+        (("score", "server,server.url=http://x/v1", "x.mp4"), "needs server.model, server.rubric"),
+        (("score", "clipscore,model.device=gpu", "x.mp4"), "reward clipscore: model.device=gpu: not usable here"),
         (("new", "two words"), "is no name for a class"),
         (("score", "pixel_motion"), "required"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astrolabe.rewards.base import Member, Scorer, ScoringError, UncertainReward, judged
+from astrolabe.rewards.base import Member, Scorer, ScoringError, UncertainReward, attempt, judged
 from astrolabe.rewards.cache import ScoreCache, identity
 from astrolabe.rewards.custom import load_custom, write_template
+from astrolabe.rewards.server import ServerSettings
 from astrolabe.rewards.settings import KNOWN, RewardModelSettings, RewardSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage
@@ -127,13 +129,57 @@ def test_a_score_is_found_again_by_reward_pixels_and_prompt(tmp_path_factory, sc
     assert again.get("a", VIDEO, prompt + "y") is None
 
 
+def test_a_video_that_cannot_be_judged_costs_no_other_a_score_and_no_gradient_is_kept() -> None:
+    class Picky:
+        name = "picky"
+
+        def __init__(self) -> None:
+            self.layer = torch.nn.Linear(1, 1)
+
+        def __call__(self, video: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            if "" in prompts:
+                raise UserError("picky: a prompt is empty")
+            return self.layer(video.mean((1, 2, 3, 4))[:, None])[:, 0]
+
+    member, video = Member(Picky()), VIDEO.repeat(2, 1, 1, 1, 1)
+    whole, _, nothing = attempt(member, video, ["a", "b", "c", "d"])
+    found, doubt, refusal = attempt(member, video, ["a", "b", "", "d"])
+    assert found.isnan().tolist() == [False, False, True, False] and refusal == "picky: a prompt is empty"
+    torch.testing.assert_close(found[[0, 1, 3]], whole[[0, 1, 3]])
+    assert not whole.requires_grad and not nothing and not doubt.any()
+
+
+@pytest.mark.parametrize("returned", ["torch.ones(2)", "None", "(torch.ones(2),)"])
+def test_doubt_comes_beside_the_scores_or_not_at_all(returned: str, tmp_path: Path) -> None:
+    body = f"""{HEAD}    def __call__(self, video, prompts):
+        return torch.ones(2)
+    def judge(self, video, prompts):
+        return {returned}
+"""
+    mine = load_custom(written(tmp_path, body))
+    assert "judge returned" in attempt(Member(mine), VIDEO, ["a", "b"])[2]
+
+
+def test_a_judge_method_is_called_like_the_reward(tmp_path: Path) -> None:
+    body = f"{HEAD}    def __call__(self, video, prompts): ...\n    def judge(self, video): ...\n"
+    with pytest.raises(UserError, match=r"its judge is called with \(video, prompts\)"):
+        load_custom(written(tmp_path, body))
+
+
 def test_a_reward_is_another_when_its_settings_or_its_code_are(tmp_path: Path) -> None:
     spec = written(tmp_path, HEAD)
     plain = identity(RewardSettings(name=spec))
     assert plain == identity(RewardSettings(name=spec, weight=3.0, role="judge"))
     assert plain != identity(RewardSettings(name=spec, frames=3))
+    assert plain != identity(RewardSettings(name=spec), fps=30.0)
     written(tmp_path, HEAD + "# another\n")
     assert plain != identity(RewardSettings(name=spec))
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Is it good?", encoding="utf-8")
+    asked = RewardSettings(name="server", server=ServerSettings(url="http://x/v1", model="m", rubric=rubric))
+    plain = identity(asked)
+    rubric.write_text("Is it very good?", encoding="utf-8")
+    assert plain != identity(asked)
 
 
 def test_what_is_no_cache_is_not_written_over(tmp_path: Path) -> None:

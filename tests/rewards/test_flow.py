@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from astrolabe.rewards.flow import displacement, dynamic_degree, flow_smoothness
+from astrolabe.rewards.pixels import ANY_VIDEO
+from astrolabe.runtime.errors import UserError
 from astrolabe.types import Video
 
 
@@ -47,4 +49,5 @@ def test_a_small_thing_that_moves_counts() -> None:
 def test_jerks_are_less_smooth_than_a_steady_pace() -> None:
     steady, jerky = moving([(0, 3)] * 6), moving([(0, 0), (0, 6)] * 3)
     assert flow_smoothness(steady) == 0 and flow_smoothness(jerky).item() == pytest.approx(-100 * 6 / 64)
-    assert flow_smoothness(steady[:, :2]) == 0  # too short to tell
+    with pytest.raises(UserError, match="videos of 2 frames came; it looks at 3"):  # too short to tell
+        ANY_VIDEO["flow_smoothness"](steady[:, :2], ["x"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from astrolabe.rewards.cache import identity
 from astrolabe.rewards.clip import AestheticLayers
 from astrolabe.rewards.opening import RELEASED_REWARDS, Opening, look_at
 from astrolabe.rewards.settings import MODELS, RewardModelSettings, RewardSettings
@@ -94,3 +97,34 @@ def test_what_is_missing_is_named_with_the_setting_that_says_where(tmp_path: Pat
     settings = RewardModelSettings(weights=str(tmp_path), base=str(tmp_path))
     with pytest.raises(UserError, match=r"reward hpsv3: .*has neither HPSv3\.safetensors.*model\.weights and"):
         Opening().reward(RewardSettings(name="hpsv3", model=settings))
+
+
+def test_a_checkpoint_exchanged_in_its_folder_is_another_reward(
+    models: dict[str, RewardModelSettings], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(Path(models["clipscore"].weights), folder)
+    settings = RewardSettings(name="clipscore", model=replace(models["clipscore"], weights=str(folder)))
+    before = identity(settings)
+    assert before == identity(settings)
+    os.utime(folder / "model.safetensors", (1, 1))
+    assert before != identity(settings)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"text_config": 3}', "{}"])
+def test_a_configuration_that_is_none_is_one_sentence(
+    config: str, models: dict[str, RewardModelSettings], tmp_path: Path
+) -> None:
+    shutil.copytree(Path(models["clipscore"].weights), tmp_path / "clip")
+    (tmp_path / "clip" / "config.json").write_text(config, encoding="utf-8")
+    broken = replace(models["clipscore"], weights=str(tmp_path / "clip"))
+    with pytest.raises(UserError, match="not the configuration of a CLIP model"):
+        Opening().reward(RewardSettings(name="clipscore", model=broken))
+
+
+def test_a_tokenizer_that_is_none_is_one_sentence(models: dict[str, RewardModelSettings], tmp_path: Path) -> None:
+    shutil.copytree(Path(models["clipscore"].base), tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").write_text("{}", encoding="utf-8")
+    broken = replace(models["clipscore"], base=str(tmp_path / "base"))
+    with pytest.raises(UserError, match=r"reward clipscore: .*no tokenizer"):
+        Opening().reward(RewardSettings(name="clipscore", model=broken))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from astrolabe.rewards.base import Member, attempt
 from astrolabe.rewards.server import ServerReward, ServerSettings
 from astrolabe.runtime.errors import UserError
 
@@ -128,6 +130,9 @@ def test_what_passes_is_tried_again(bad: tuple[int, bytes] | None, tmp_path: Pat
         ('{"score": "8"}', "the score is no number"),
         ('{"score": true}', "the score is no number"),
         ('{"score": 8, "because": "nice"}', "the answer has other fields than score"),
+        ('{"score": 1, "score": 9}', "the answer has other fields than score"),
+        ('[["score", 8]]', "the answer has other fields than score"),
+        ("[" * 9999, "the answer is not JSON"),
         (None, "the answer is not JSON"),
         ({"score": 8}, "the answer is not JSON"),
     ],
@@ -141,15 +146,13 @@ def test_an_answer_that_cannot_be_read_is_an_error_and_never_a_zero(content: Any
         scores = reward(VIDEO, PROMPTS)
         assert scores[2].isnan() and scores[[0, 1, 3]].tolist() == [5.0] * 3
         assert reward.failures == {reason: 1} and len(server.seen) == 5
-        with pytest.raises(UserError, match=f"server: {reason}"):
-            reward(VIDEO[2:3], PROMPTS[2:3])
+        assert f"server: {reason} (http" in reward.refusal and "1 of 4 videos" in reward.refusal
 
 
 def test_what_will_not_pass_is_not_tried_again(tmp_path: Path) -> None:
     with serving(tmp_path, lambda asked, number: (404, b"no such model")) as (server, reward):
-        with pytest.raises(UserError, match="the server says 404"):
-            reward(VIDEO[:1], PROMPTS[:1])
-        assert len(server.seen) == 1
+        assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and len(server.seen) == 1
+        assert "the server says 404: no such model (http" in reward.refusal
 
 
 def test_a_server_that_takes_too_long_or_is_not_there_is_an_error(tmp_path: Path) -> None:
@@ -157,13 +160,38 @@ def test_a_server_that_takes_too_long_or_is_not_there_is_an_error(tmp_path: Path
         time.sleep(1)
         return 200, completion('{"score": 5}')
 
-    with (
-        serving(tmp_path, asleep, tries=1, timeout=0.1) as (_, reward),
-        pytest.raises(UserError, match=r"does not answer \(ReadTimeout\)"),
-    ):
-        reward(VIDEO[:1], PROMPTS[:1])
-    with pytest.raises(UserError, match=r"does not answer \(ConnectionError\)"):
-        reward(VIDEO[:1], PROMPTS[:1])
+    with serving(tmp_path, asleep, tries=1, timeout=0.1) as (_, reward):
+        assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and "does not answer (ReadTimeout)" in reward.refusal
+    assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and "does not answer (ConnectionError)" in reward.refusal
+
+
+def test_an_answer_that_comes_byte_by_byte_does_not_hold_a_run_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            asking, _ = listening.accept()
+            with asking, suppress(OSError):
+                asking.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(200):
+                    asking.sendall(b" ")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        (tmp_path / "rubric").write_text("How is it?", encoding="utf-8")
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        reward = ServerReward(ServerSettings(url=url, model="m", rubric=tmp_path / "rubric", tries=1, timeout=0.4))
+        began = time.monotonic()
+        assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and time.monotonic() - began < 4
+        assert "does not answer in time" in reward.refusal
+
+
+def test_one_bad_answer_costs_one_video_and_is_told(tmp_path: Path) -> None:
+    def answer(asked: dict[str, Any], number: int) -> tuple[int, bytes]:
+        return 200, completion("?" if "three" in asked["messages"][0]["content"][0]["text"] else '{"score": 5}')
+
+    with serving(tmp_path, answer, tries=1) as (_, reward):
+        found, _, refusal = attempt(Member(reward), VIDEO, PROMPTS)
+    assert found.isnan().tolist() == [False, False, True, False] and "the answer is not JSON" in refusal
 
 
 @pytest.mark.parametrize(
@@ -178,6 +206,14 @@ def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], said: s
     with pytest.raises(ValueError, match=said):
         asked: dict[str, Any] = {"url": "http://x/v1", "model": "m", "rubric": tmp_path / "r"}
         ServerSettings(**(asked | fields))
+
+
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "rubric").write_text("How is it?", encoding="utf-8")
+    (tmp_path / "key").write_text("se\ncret", encoding="utf-8")
+    with pytest.raises(UserError, match="something else than one key") as told:
+        ServerReward(ServerSettings(url="http://x/v1", model="m", rubric=tmp_path / "rubric", key=tmp_path / "key"))
+    assert "cret" not in str(told.value).replace("something", "")
 
 
 def test_a_rubric_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -68,3 +68,12 @@ def test_the_behavior_policy_keeps_a_share_that_may_rise() -> None:
     assert [AlgorithmSettings(behavior_keep=0.9).keep(step) for step in (0, 700)] == [0.9, 0.9]
     rising = AlgorithmSettings(behavior_keep=0.5, behavior_rise=0.001)
     assert [rising.keep(step) for step in (0, 100, 500, 9999)] == pytest.approx([0.0, 0.1, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_what_differs_between_groups_alone_contributes_nothing_nor_does_a_gap_spoil_it(combine: str) -> None:
+    found = torch.stack([torch.arange(4.0).repeat_interleave(6), torch.arange(6.0).repeat(4)], 1)
+    for row in (0, 3):
+        shares = contributions(found, (1.0, 1.0), combine, 6)  # type: ignore[arg-type]
+        torch.testing.assert_close(shares, torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
+        found[row, 0] = torch.nan

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 from astrolabe.rewards.pixels import boundary_jump, diversity, flicker, motion_energy, saturation, sharpness
 from astrolabe.rl.guards import GuardSettings, Meter, Watch, WatchSettings, compared, moments
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Footage, Rollout, Scores, Span, to_frames
+from astrolabe.types import Footage, Rollout, Span, to_frames, to_video
+
+SHARES: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
 
 
 def video(frames: int = 45, seed: int = 0) -> torch.Tensor:
@@ -57,13 +62,32 @@ def test_latents_that_move_away_from_the_base_are_seen_beyond_what_two_draws_of_
 
 
 def test_pieces_of_a_clip_count_by_their_length_and_too_short_ones_not_at_all() -> None:
-    shares: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
     parts = [video(9, 1), video(27, 2), video(2, 3)]
     meter = Meter(3)
     for part in parts:
-        meter.see(Footage(torch.arange(2), to_frames(part), ("a",) * 2, shares))
+        meter.see(Footage(torch.arange(2), to_frames(part), ("a",) * 2, SHARES))
     found = meter.means()["saturation"]
     assert found == pytest.approx(saturation(torch.cat(parts[:2], 1)).mean().item(), abs=1e-3)
+
+
+def test_the_clip_alone_is_measured_every_piece_by_its_length() -> None:
+    meter, parts, grey = Meter(1), (video(9, 1), video(5, 2)), torch.full((2, 45, 3, 8, 8), 0.5)
+    for frames, clip in ((parts[0], True), (parts[1], True), (grey, False), (grey[:, :2], True)):
+        meter.see(Footage(torch.arange(2), to_frames(frames), ("a",) * 2, SHARES, clip))
+    shown = [to_video(to_frames(one)) for one in parts]
+    for name, measure in (("motion_energy", motion_energy), ("boundary_jump", lambda one: boundary_jump(one, 1))):
+        expected = sum(one.shape[1] * measure(one).mean().item() for one in shown) / 14
+        assert meter.means()[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_runs_own_measures_come_first_and_the_bases_second() -> None:
+    lively, still = Meter(3), Meter(3)
+    for meter, frames in ((lively, video(9)), (still, torch.full((2, 9, 3, 8, 8), 0.5))):
+        meter.see(Footage(torch.arange(2), to_frames(frames), ("a",) * 2, SHARES))
+    same = replace(rollout(), latents=rollout().latents[::2].repeat_interleave(2, 0))
+    own, usual = compared((lively, same), (still, rollout()))
+    assert own["motion_energy"] > 0.1 and usual["motion_energy"] == 0
+    assert own["diversity"] < 1e-4 and usual["diversity"] == pytest.approx(1.0, abs=0.05)
 
 
 def watch(*rules: GuardSettings, memory: float = 0.0, **judges: float) -> Watch:
@@ -102,9 +126,27 @@ def test_slow_halves_the_rate_for_good_and_stop_ends_the_run() -> None:
     assert made.stopped
 
 
+def test_a_bound_is_a_share_of_what_the_base_does() -> None:
+    low = GuardSettings(watch="flicker", below=0.6, steps=1)
+    high = GuardSettings(watch="flicker", above=1.5, steps=1)
+    assert heard(watch(low), "flicker", [0.02, 0.011], base=0.02) == [1]
+    assert heard(watch(high), "flicker", [0.02, 0.031], base=0.02) == [1]
+    assert heard(watch(low), "flicker", [0.0], base=0.0) == []  # the base has nothing of it either
+
+
+def test_the_base_is_averaged_too_and_only_slow_slows() -> None:
+    made = watch(GuardSettings(watch="flicker", above=1.5, steps=1), memory=0.5)
+    assert [bool(made.see({"flicker": 1.4}, {"flicker": base})[0]) for base in (1.0, 0.9)] == [False, False]
+    for action in ("warn", "refresh"):
+        made = watch(GuardSettings(watch="flicker", above=1.5, steps=1, action=action))
+        assert heard(made, "flicker", [2.0]) == [0] and made.rate == 1.0
+
+
 def judged(made: Watch, *values: float) -> list[bool]:
-    scores = [Scores(("reward", "eye"), torch.tensor([[9.0 - value, value]])) for value in values]
-    return [made.judge(one) for one in scores]
+    """Whether each is the best so far; the base's own number goes up and down with the prompts."""
+    bases = [0.7 * (number % 3) for number in range(len(values))]
+    return [made.judge({"reward": 9 - v, "eye": b + v}, {"reward": 0.0, "eye": b})
+            for v, b in zip(values, bases, strict=True)]  # fmt: skip
 
 
 def test_the_best_is_what_judges_like_not_what_is_rewarded_and_not_the_first_lucky_step() -> None:
@@ -113,9 +155,29 @@ def test_the_best_is_what_judges_like_not_what_is_rewarded_and_not_the_first_luc
     assert judged(watch(), 0.5, 0.6) == [False, False]
 
 
+def test_judges_weigh_and_count_from_the_fifth_step() -> None:
+    made = watch(eye=1.0, ear=3.0)
+    assert made.judge({"eye": 0.9, "ear": 0.1}, {"eye": 0.5, "ear": 0.0}) and made.best == pytest.approx(0.7)
+    assert not made.judge({"eye": math.nan, "ear": 9.0}, {"eye": 0.5, "ear": 0.0})
+    assert judged(watch(memory=0.8, eye=1.0), *(0.1 * n for n in range(6))) == [False] * 4 + [True] * 2
+
+
+def test_a_restart_knows_rate_end_and_both_averages() -> None:
+    rules = [GuardSettings(watch="flicker", above=1.5, steps=1, action=a) for a in ("slow", "stop")]
+    one, two = (watch(*rules, memory=0.5, eye=1.0) for _ in range(2))
+    for base in (1.0, 0.5):
+        one.see({"flicker": 3.0}, {"flicker": base})
+    judged(one, 0.5, 0.9, 0.1)
+    two.restore(one.tensors())
+    assert (two.rate, two.stopped, two.base) == (0.25, True, {"flicker": 0.75})
+    assert (two.judgement, two.best) == (one.judgement, one.best) and one.judgement < one.best
+
+
 def test_what_could_not_be_measured_changes_no_average_and_no_judgement() -> None:
     made = watch(GuardSettings(watch="flicker", above=1.5, steps=1), memory=0.5, eye=1.0)
-    assert heard(made, "flicker", [float("nan"), 2.0, float("nan"), 2.0]) == [1, 2, 3]
+    assert heard(made, "flicker", [float("nan"), 2.0, float("nan"), 2.0]) == [1, 3]
+    rule = GuardSettings(watch="flicker", above=1.5, steps=2)
+    assert heard(watch(rule), "flicker", [2.0, float("nan"), 1.0, 2.0, float("nan"), 2.0]) == [5]
     made = watch(eye=1.0)
     assert judged(made, 0.9, float("nan"), 0.1) == [True, False, False] and made.best == pytest.approx(0.9)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,10 @@ from torch.distributions import Normal
 from astrolabe import flow
 from astrolabe.data.scripts import parse_script
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rl.algorithm import Algorithm
+from astrolabe.rl.algorithm import Algorithm, Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.grpo import GRPO, GRPOSettings, clipped, log_ratio
-from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
+from astrolabe.rl.nft import NFT, NFTSettings, nft_loss, squared
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.positive import Positive, PositiveSettings
 from astrolabe.rl.regularisation import RegularisationSettings, Regulariser
@@ -29,7 +30,7 @@ from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Experience, Scores
+from astrolabe.types import Experience, Scores, Trajectory
 from tests.conftest import tiny_stream, tiny_world
 from tests.rl.test_forward import PLAIN, SCRIPTS, policies_of, watched
 
@@ -277,3 +278,60 @@ def test_a_step_without_finite_scores_is_dropped_and_counted() -> None:
     assert metrics["dropped"] == pytest.approx(1 / 6)
     assert made.advantages[2] == 0 and made.advantages[4] != 0 and not made.anchored[2]
     assert {f"contribution/{name}" for name in "ab"} <= metrics.keys() and "contribution/j" not in metrics
+
+
+def test_credit_rises_with_the_advantage_as_the_settings_say() -> None:
+    advantages = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.0])
+    shared: Any = {"beta": 0.1, "behavior_keep": 0.5, "a_max": 2.0}
+    for one in (NFT(NFTSettings(**shared), (1.0,)), Positive(PositiveSettings(**shared), (1.0,))):
+        assert one.credit(advantages).tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    grpo = GRPO(GRPOSettings(behavior_keep=0.0, max_advantage=2.0), (1.0,))
+    assert grpo.credit(advantages).tolist() == [-2.0, -1.0, 0.0, 1.0, 2.0]
+    weighted = RewardWeighted(RewardWeightedSettings(behavior_keep=0.5, temperature=2.0, max_weight=3.0), (1.0,))
+    assert weighted.credit(advantages).tolist() == pytest.approx([math.exp(a / 2) for a in (-9, -1, 0, 1)] + [3.0])
+
+
+def test_grpo_compares_the_step_that_the_sampler_took() -> None:
+    model = tiny_world(tiny_stream(3))
+    policies = policies_of(model)
+    algorithm = GRPO(GRPOSettings(behavior_keep=0.0, levels_per_sample=2, clip=0.5), (1.0,))
+    made = experience_of(model, policies, algorithm, start=0).rollout
+    way, stretch, clean = made.trajectory, made.stretches[0], made.latents[:3]
+    assert way is not None
+    own, gain, seeds = Trajectory(way.noisy[:, :3], way.clean[:, :3]), torch.tensor([2.0, -0.5, 1.0]), [4, 5, 6]
+    forward = Forward(model, policies, stretch, PromptText(model, policies, stretch.text), clean)
+    parts = list(algorithm.losses(forward, Samples(clean, gain, seeds, trajectory=own), 9))
+    levels, expected = model.stream.levels_of(0), torch.zeros(3)
+    for level in algorithm.draw(algorithm.level_table(model.stream, 2), seeds).unbind(0):
+        for row, chunk in ((r, c) for r in range(3) for c in range(2)):
+            k, span = int(level[row, chunk]), slice(3 * chunk, 3 * chunk + 3)
+            now, after = torch.full((3, 3), levels[k].item()), levels[k + 1]
+            learner = forward.learner(own.noisy[k, :, span], now, slice(chunk, chunk + 1))[row]
+            chance = [
+                Normal((1 - after) * x0, after).log_prob(own.noisy[k + 1, row, span]).mean()
+                for x0 in (learner, own.clean[k, row, span])
+            ]
+            ratio = (chance[0] - chance[1]).exp()
+            expected[row] -= torch.minimum(ratio * gain[row], ratio.clamp(0.5, 1.5) * gain[row]) / 4
+    torch.testing.assert_close(sum(part.loss for part in parts), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_grpo_draws_from_the_steps_that_a_chunk_takes_at_random() -> None:
+    stream = replace(tiny_stream(3), denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250))
+    algorithm = GRPO(GRPOSettings(behavior_keep=0.0), (1.0,))
+    table = algorithm.level_table(stream, 2)
+    torch.testing.assert_close(table[:, 0], stream.levels_of(0)[:-1])
+    drawn = algorithm.draw(table, list(range(32)))
+    assert set(drawn[0, :, 0].tolist()) == {0, 1, 2} and set(drawn[0, :, 1].tolist()) == {0}
+    every = GRPO(GRPOSettings(behavior_keep=0.0, levels_per_sample=3), (1.0,))
+    assert every.level_table(tiny_stream(3), 2).shape == (3, 2)
+    with pytest.raises(UserError, match="at least 2 levels"):
+        algorithm.level_table(replace(tiny_stream(3), denoising_steps=(1000,)), 2)
+
+
+def test_the_algorithm_weighs_errors_as_its_settings_say() -> None:
+    learner, behavior, clean = torch.randn(3, 2, 3, 2, 2, 2)
+    r, nft = torch.tensor([0.9, 0.2]), NFT(NFTSettings(beta=0.3, behavior_keep=0.5, weighting="adaptive"), (1.0,))
+    expected = nft_loss(learner, behavior, clean, r, 0.3, "adaptive")
+    torch.testing.assert_close(nft.loss(learner, behavior, clean, r), expected)
+    assert squared(torch.zeros(1, 3, 2, 2, 2), "adaptive").tolist() == [0.0]

@@ -151,6 +151,8 @@ def training_charts(records: Records) -> list[Chart]:
          "and the share rho of the disagreeing ones that should be."),
         *(({f"watch/{name}": "this run", f"watch/base_{name}": "base"}, f"Guard: {name.replace('_', ' ')}",
            "Running averages: this run, and the base in the same places. A mark: it spoke.") for name in guarded),
+        ({"judgement": "judges"}, "Judges", "By how much they like this run better than the base in the same places, "
+         "running average; the best adapter is that of its peak."),
         ({"lr": "learning rate"} if guarded else {}, "Learning rate", "Guards may have slowed it."),
         ({"loss": "loss"}, "Loss", "No measure of quality: the model makes its own data, and they move with it."),
         ({"grad_norm": "gradient norm"}, "Gradient norm", "Before clipping."),

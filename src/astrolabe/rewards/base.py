@@ -15,6 +15,7 @@ from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Span, 
 FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
 
 Role = Literal["primary", "auxiliary", "judge"]
+Answer = tuple[Tensor, Tensor, str]  # of one reward on some videos: scores, doubts, and why some have none
 
 
 class ScoringError(UserError):
@@ -31,7 +32,7 @@ class Reward(Protocol):
     name: str
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
-        """One score a video."""
+        """One score a video. UserError for videos that it cannot judge."""
         ...
 
 
@@ -74,13 +75,15 @@ class Scorer:
             for place, member in enumerate(self.suite):
                 share = part.shares[member.span]
                 if share:
-                    try:
-                        found, doubt = judged(member, video, captions)
-                    except UserError as refusal:  # these have no score; what the others say of them counts
-                        self.refusals.setdefault(member.reward.name, str(refusal))
-                        found, doubt = torch.full((len(some),), torch.nan), torch.zeros(len(some))
-                    self.values[part.rows[some], place] += share * found
-                    self.doubts[part.rows[some], place] += share * doubt
+                    self.take(place, part.rows[some], share, attempt(member, video, captions))
+
+    def take(self, place: int, rows: Tensor, share: float, answer: Answer) -> None:
+        """Add what reward number ``place`` says of some candidates."""
+        found, doubt, refusal = answer
+        self.values[rows, place] += share * found
+        self.doubts[rows, place] += share * doubt
+        if refusal:
+            self.refusals.setdefault(self.suite[place].reward.name, refusal)
 
     def scores(self, latents: Latents, max_dropped: float) -> Scores:
         """All scores, once all candidates, whose ``latents`` these are, have been seen. ScoringError when more than the
@@ -109,6 +112,34 @@ def at_once(pixels: int) -> int:
     return max(1, min(8, FLOATS_AT_ONCE // pixels))
 
 
+def attempt(member: Member, video: Video, captions: Sequence[str]) -> Answer:
+    """``judged``, but what cannot be judged is nan, and why: where a batch is refused, each video is tried by itself,
+    so that one costs nobody else a score."""
+    try:
+        found, doubt = judged(member, video, captions)
+        lost = not bool(found.isfinite().all())
+        return found, doubt, getattr(member.reward, "refusal", "") if lost else ""
+    except UserError as error:
+        refusal = str(error)
+    except torch.OutOfMemoryError:
+        refusal = (
+            f"{member.reward.name}: out of memory on {len(video)} videos of {video.shape[1]} frames; let it see fewer "
+            "frames (frames, model.every, model.token_budget)"
+        )
+    if len(video) == 1:
+        return *without_score(1), refusal
+    alone = [attempt(member, video[i : i + 1], captions[i : i + 1]) for i in range(len(video))]
+    scores, doubts = torch.cat([one[0] for one in alone]), torch.cat([one[1] for one in alone])
+    said = [why for _, _, why in alone if why]
+    return scores, doubts, refusal if len(said) == len(alone) else next(iter(said), "")
+
+
+def without_score(count: int) -> tuple[Tensor, Tensor]:
+    """What videos get that could not be judged."""
+    return torch.full((count,), torch.nan), torch.zeros(count)
+
+
+@torch.no_grad()
 def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSample, PerSample]:
     """The scores of some videos and their uncertainty, 0 where a reward knows none; what is not finite is nan.
 
@@ -117,7 +148,11 @@ def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSa
     if member.frames is not None and member.frames < video.shape[1]:
         video = video[:, torch.linspace(0, video.shape[1] - 1, member.frames).round().long()]
     if isinstance(member.reward, UncertainReward):
-        values, doubt = member.reward.judge(video, captions)
+        both = member.reward.judge(video, captions)
+        if not isinstance(both, tuple) or len(both) != 2:
+            came = type(both).__name__
+            raise UserError(f"reward {member.reward.name!r}: judge returned {came}; expected (scores, deviations)")
+        values, doubt = both
     else:
         values = member.reward(video, captions)
         doubt = torch.zeros(len(video))
@@ -132,9 +167,9 @@ def judged(member: Member, video: Video, captions: Sequence[str]) -> tuple[PerSa
     return torch.where(values.isfinite(), values, torch.nan), doubt.float().cpu().nan_to_num()
 
 
-def check_batch(name: str, video: Tensor, prompts: Sequence[str], frames: int = 1) -> None:
+def check_batch(name: str, video: Tensor, prompts: Sequence[str], frames: int = 1, asked: bool = True) -> None:
     """UserError, naming the reward, unless these are videos [b, t, 3, y, x] in [0, 1] of at least so many ``frames``,
-    each with a prompt that says something."""
+    each with a prompt, and one that says something if the reward ``asked`` for that."""
     if video.ndim != 5 or video.shape[2] != 3:
         raise UserError(f"{name}: videos came as {list(video.shape)}; expected [batch, frames, 3, height, width]")
     if len(video) != len(prompts):
@@ -145,7 +180,7 @@ def check_batch(name: str, video: Tensor, prompts: Sequence[str], frames: int = 
     if not (low >= 0 and high <= 1):  # nan neither
         raise UserError(f"{name}: pixels from {low:g} to {high:g} came; expected 0 to 1")
     for number, prompt in enumerate(prompts):
-        if not prompt.strip():
+        if asked and not prompt.strip():
             raise UserError(f"{name}: prompt {number + 1} of {len(prompts)} is empty")
 
 

@@ -181,8 +181,9 @@ def read_config(path: Path | str) -> CLIPConfig:
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
         return CLIPConfig(**{name: fields[name] for name in ("projection_dim", "text_config", "vision_config")})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not the configuration of a CLIP model ({error})") from None
+    except Exception as error:  # whatever transformers says of fields that it does not expect
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: not the configuration of a CLIP model ({reason})") from None
 
 
 def assemble_clip(
@@ -191,8 +192,12 @@ def assemble_clip(
 ) -> CLIPModel:  # fmt: skip
     """CLIP with tensors of ``file`` under transformers' names; UserError for anything missing, unknown or misshapen. On
     the device ``meta`` that is all: nothing is read."""
-    with init_empty_weights():
-        model = CLIPModel(config)
+    try:
+        with init_empty_weights():
+            model = CLIPModel(config)
+    except Exception as error:  # whatever transformers says of sizes that make no network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{file.path}: the configuration beside it makes no CLIP model ({reason})") from None
     own = {name: entry for name, entry in entries.items() if not PLACES.fullmatch(name)}
     check(own, model, f"{file.path} (recognised as CLIP, {len(own)} tensors)")
     if torch.device(device).type == "meta":

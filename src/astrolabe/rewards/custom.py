@@ -104,14 +104,19 @@ def from_file(path: Path) -> ModuleType:
 
 
 def check_signature(spec: str, reward: object) -> None:
-    """UserError unless it has a name and takes (video, prompts)."""
+    """UserError unless it has a name and takes (video, prompts), and so does its ``judge`` if it has one."""
     if not isinstance(getattr(reward, "name", None), str) or not callable(reward):
         raise UserError(f"reward {spec!r}: a reward has a `name` and a method `__call__(self, video, prompts)`")
-    try:
-        inspect.signature(reward).bind("video", "prompts")
-    except TypeError as error:
-        takes = inspect.signature(reward)
-        raise UserError(f"reward {spec!r}: it is called with (video, prompts) and takes {takes}: {error}") from None
+    for what, method in (("it", reward), ("its judge", getattr(reward, "judge", None))):
+        if not callable(method):
+            continue
+        try:
+            inspect.signature(method).bind("video", "prompts")
+        except TypeError as error:
+            takes = inspect.signature(method)
+            raise UserError(
+                f"reward {spec!r}: {what} is called with (video, prompts) and takes {takes}: {error}"
+            ) from None
 
 
 def write_template(name: str, path: Path) -> str:

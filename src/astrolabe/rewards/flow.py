@@ -41,7 +41,5 @@ def dynamic_degree(video: Video) -> PerSample:
 def flow_smoothness(video: Video) -> PerSample:
     """How evenly parts move: minus the mean change of their displacement, in hundredths of the frame's height. A still
     video is the smoothest of all: give it motion as a counterweight."""
-    if video.shape[1] < 3:
-        return torch.zeros(len(video))
     change = displacement(video).diff(dim=1).norm(dim=3)
     return -100 * change.mean((1, 2)) / video.shape[3]

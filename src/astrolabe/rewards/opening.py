@@ -18,6 +18,7 @@ from astrolabe.rewards.pixels import ANY_VIDEO, PixelReward, boundary_jump
 from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
+from astrolabe.runtime.device import check_device
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tensorfile import FLAT, TensorFile, open_tensors
 
@@ -71,7 +72,7 @@ class RewardFiles:
 
     def beside(self) -> Path:
         """The configuration beside the checkpoint, or of the base."""
-        weights = Path(self.settings.weights)
+        weights = Path(self.settings.weights).expanduser()
         if self.name == "aesthetic":
             return self._find(self.settings.base, self.released.base, self.released.config)
         source = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
@@ -119,12 +120,13 @@ class Opening:
         if name in ANY_VIDEO:
             return ANY_VIDEO[name]
         if name == "pixel_seamlessness":
-            return PixelReward(name, lambda video: boundary_jump(video, self.chunk_frames), sign=-1.0)
+            return PixelReward(name, lambda video: boundary_jump(video, self.chunk_frames), 3, sign=-1.0)
         files = RewardFiles(name, model, self.download) if name in RELEASED_REWARDS else None
         if files is None:
             oracles = self._once("oracles", Oracles)
             measure, sign = ("flicker", -1.0) if name == "steadiness" else (name, 1.0)
             return OracleReward(name, measure, oracles, sign)
+        check_device(model.place, f"reward {name}: model.device")
         if name == "hpsv3":
             return hpsv3.load_hpsv3(
                 files.weights(), tokenizer_of(files), model.place, model.computes_in,
@@ -183,8 +185,8 @@ def tokenizer_of(files: RewardFiles) -> Any:
     place = files.tokenizer()
     try:
         return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever transformers says of files that it cannot read
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"reward {files.name}: {place}: no tokenizer ({reason})") from None
 
 
@@ -200,6 +202,7 @@ def look_at(settings: RewardSettings) -> str:
         return "your own; `astrolabe rewards check` tries it"
     if settings.name not in RELEASED_REWARDS:
         return "built in"
+    check_device(settings.reward_model.place, f"reward {settings.name}: model.device")
     empty = replace(settings, model=replace(settings.reward_model, device="meta"))
     Opening(download=False).reward(empty)
     return f"{RewardFiles(settings.name, settings.reward_model, False).weights()}, every tensor where it should be"

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from astrolabe.rewards.base import check_batch
 from astrolabe.rewards.flow import dynamic_degree, flow_smoothness
+from astrolabe.runtime.errors import UserError
 from astrolabe.types import Latents, PerSample, Video
 
 
@@ -43,10 +45,10 @@ def boundary_jump(video: Video, chunk_frames: int) -> PerSample:
     whole = video.shape[1] % 4 == 1
     change = video.diff(dim=1).abs().mean((2, 3, 4))  # [b, t - 1]
     first = 4 * chunk_frames - 3 if whole else 4 * chunk_frames
-    jumps = torch.arange(first - 1, change.shape[1], 4 * chunk_frames)
+    jumps = torch.arange(first - 1, max(first - 1, change.shape[1]), 4 * chunk_frames)
     inside = torch.ones(change.shape[1], dtype=torch.bool)
     inside[jumps] = False
-    if not len(jumps) or not bool(inside.any()):
+    if not len(jumps) or not bool(inside.any()):  # a single chunk, or nothing else
         return torch.ones(len(video))
     return (change[:, jumps].mean(1) + 1e-6) / (change[:, inside].mean(1) + 1e-6)
 
@@ -66,22 +68,25 @@ def channel_moments(latents: Latents) -> tuple[Tensor, Tensor]:
 
 
 class PixelReward:
-    """A measure of pixels as a reward, or its opposite."""
+    """A measure of pixels as a reward, or its opposite, of videos with at least so many ``frames``."""
 
-    def __init__(self, name: str, measure: Callable[[Video], PerSample], sign: float = 1.0):
-        self.name, self.measure, self.sign = name, measure, sign
+    def __init__(self, name: str, measure: Callable[[Video], PerSample], frames: int = 1, sign: float = 1.0):
+        self.name, self.measure, self.frames, self.sign = name, measure, frames, sign
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""
+        check_batch(self.name, video, prompts, self.frames, asked=False)
+        if min(video.shape[3:]) < 3:
+            raise UserError(f"{self.name}: frames of {video.shape[3]} x {video.shape[4]} pixels came; 3 x 3 are needed")
         return self.sign * self.measure(video)
 
 
 ANY_VIDEO: dict[str, PixelReward] = {
-    "pixel_motion": PixelReward("pixel_motion", motion_energy),
+    "pixel_motion": PixelReward("pixel_motion", motion_energy, 2),
     # A still video is the steadiest of all: give it motion as a counterweight.
-    "pixel_steadiness": PixelReward("pixel_steadiness", flicker, sign=-1.0),
+    "pixel_steadiness": PixelReward("pixel_steadiness", flicker, 3, sign=-1.0),
     "pixel_saturation": PixelReward("pixel_saturation", saturation),
     "pixel_sharpness": PixelReward("pixel_sharpness", sharpness),
-    "flow_degree": PixelReward("flow_degree", dynamic_degree),
-    "flow_smoothness": PixelReward("flow_smoothness", flow_smoothness),
+    "flow_degree": PixelReward("flow_degree", dynamic_degree, 2),
+    "flow_smoothness": PixelReward("flow_smoothness", flow_smoothness, 3),
 }

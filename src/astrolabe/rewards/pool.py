@@ -21,10 +21,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from astrolabe.rewards.base import Member, Scorer, UncertainReward, at_once, judged
+from astrolabe.rewards.base import Answer, Member, Scorer, UncertainReward, at_once, attempt, without_score
 from astrolabe.rewards.custom import spec_file
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.settings import ORACLES, VIDEO_MODELS, RewardSettings
+from astrolabe.rewards.settings import ORACLES, VIDEO_MODELS, RewardSettings, WorkerSettings
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Latents, PerSample, Scores, Video, to_video
@@ -33,7 +33,6 @@ TRIES = 3  # of one batch, each with a worker of its own
 PAUSE = 0.2  # seconds between looks at a worker that is being started again
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, Ray listens on this machine alone
 NICE = "RAY_worker_niceness"  # workers are the run's own, and wait for nobody else's work
-Answer = list[tuple[Tensor, Tensor, str]]  # for each reward: scores, doubts, and why there are none
 
 
 @config
@@ -49,6 +48,10 @@ class PoolSettings:
         "of a Ray cluster that is there (host:port); empty: one on this machine alone, for this run", default=""
     )
     threads: int = setting("CPU threads of every worker; 0: as many as the training process has", default=0, ge=0)
+    timeout: float = setting(
+        "a worker that has not answered for so long, on a batch or while it starts, is taken for dead", unit="seconds",
+        default=1800.0, gt=0,
+    )  # fmt: skip
 
 
 @dataclass
@@ -81,21 +84,10 @@ class Worker:
         """Of its rewards, and whether each knows how uncertain it is."""
         return [(member.reward.name, isinstance(member.reward, UncertainReward)) for member in self.members]
 
-    def judge(self, frames: Any, first: int, end: int, captions: Sequence[str], wanted: Sequence[int]) -> Answer:
+    def judge(self, frames: Any, first: int, end: int, captions: Sequence[str], wanted: Sequence[int]) -> list[Answer]:
         """Rewards number ``wanted`` on some of the videos."""
         video = to_video(torch.tensor(frames[first:end]))
-        answers: Answer = []
-        for place in wanted:
-            try:
-                answers.append((*judged(self.members[place], video, captions), ""))
-            except UserError as refusal:
-                answers.append((*without_score(end - first), str(refusal)))
-        return answers
-
-
-def without_score(count: int) -> tuple[Tensor, Tensor]:
-    """What videos get that could not be judged."""
-    return torch.full((count,), torch.nan), torch.zeros(count)
+        return [attempt(self.members[place], video, captions) for place in wanted]
 
 
 @dataclass(frozen=True)
@@ -107,15 +99,15 @@ class Batch:
     end: int
     captions: list[str]
     wanted: list[int]
-    answer: Future[Answer]
+    answer: Future[list[Answer]]
 
 
 class Crew:
     """The workers of some rewards that share what they have loaded. A thread for each hands it batches, one at a
     time, so that a batch that kills its worker takes no other with it."""
 
-    def __init__(self, ray: Any, rewards: list[RewardSettings], opening: Opening, threads: int):
-        self.ray, self.rewards = ray, rewards
+    def __init__(self, ray: Any, rewards: list[RewardSettings], opening: Opening, threads: int, timeout: float):
+        self.ray, self.rewards, self.timeout = ray, rewards, timeout
         self.batches: queue.Queue[Batch | None] = queue.Queue()
         first = rewards[0].worker
         options: dict[str, Any] = {"num_cpus": 0, "num_gpus": first.gpus, "max_restarts": -1, "max_task_retries": 0}
@@ -125,14 +117,25 @@ class Crew:
         self.workers = [remote.remote([whole(r) for r in rewards], opening, threads) for _ in range(first.replicas)]
         self.threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self.workers]
 
+    @property
+    def label(self) -> str:
+        """The names of its rewards."""
+        return ", ".join(reward.name for reward in self.rewards)
+
     def begin(self) -> list[tuple[str, bool]]:
         """Wait until the rewards are open: their names. UserError when one cannot be opened."""
         try:
-            names: list[tuple[str, bool]] = self.ray.get([worker.names.remote() for worker in self.workers])[0]
+            asked = [worker.names.remote() for worker in self.workers]
+            names: list[tuple[str, bool]] = self.ray.get(asked, timeout=self.timeout)[0]
+        except self.ray.exceptions.GetTimeoutError:
+            raise UserError(
+                f"a worker of {self.label} did not start within pool.timeout={self.timeout:g} seconds; does it find "
+                "the memory that it needs?"
+            ) from None
         except self.ray.exceptions.RayError as error:
             said = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
             reason = said[-1].removeprefix("astrolabe.runtime.errors.UserError: ")
-            raise UserError(f"a worker of {', '.join(r.name for r in self.rewards)} did not start: {reason}") from None
+            raise UserError(f"a worker of {self.label} did not start: {reason}") from None
         for thread in self.threads:
             thread.start()
         return names
@@ -144,29 +147,61 @@ class Crew:
             except BaseException as error:  # handed to whoever waits for the scores
                 batch.answer.set_exception(error)
 
-    def _judge(self, worker: Any, batch: Batch) -> Answer:
+    def _judge(self, worker: Any, batch: Batch) -> list[Answer]:
+        errors = self.ray.exceptions
+        names = ", ".join(self.rewards[place].name for place in batch.wanted)
+        said = f"{names}: its worker died {TRIES} times on {batch.end - batch.first} videos"
         for _ in range(TRIES):
             asked = worker.judge.remote(batch.frames, batch.first, batch.end, batch.captions, batch.wanted)
             try:
-                found: Answer = self.ray.get(asked)
+                found: list[Answer] = self.ray.get(asked, timeout=self.timeout)
                 return found
-            except self.ray.exceptions.RayActorError:
-                self._wait_for(worker)
-        names = ", ".join(self.rewards[place].name for place in batch.wanted)
-        said = f"{names}: its worker died {TRIES} times on {batch.end - batch.first} videos"
+            except errors.RayTaskError as error:  # it lives, and would say so again
+                said = f"{names}: {str(error).strip().splitlines()[-1]}"
+                break
+            except errors.GetTimeoutError:
+                self.ray.kill(worker, no_restart=False)
+            except errors.RayError:  # it died, of whatever
+                pass
+            if not self._back(worker):
+                said = f"{names}: its worker died and cannot be started again; look at its files"
+                break
         return [(*without_score(batch.end - batch.first), said) for _ in batch.wanted]
 
-    def _wait_for(self, worker: Any) -> None:
-        """Until a worker that died is back; UserError when it cannot be."""
-        while True:
+    def _back(self, worker: Any) -> bool:
+        """Whether a worker that died comes back."""
+        end = time.monotonic() + self.timeout
+        while time.monotonic() < end:
             try:
-                self.ray.get(worker.names.remote())
-                return
+                self.ray.get(worker.names.remote(), timeout=self.timeout)
+                return True
             except self.ray.exceptions.ActorUnavailableError:
                 time.sleep(PAUSE)
-            except self.ray.exceptions.RayActorError:
-                names = ", ".join(reward.name for reward in self.rewards)
-                raise UserError(f"a worker of {names} died and cannot be started again; look at its files") from None
+            except self.ray.exceptions.RayError:
+                break
+        return False
+
+    def close(self) -> None:
+        """Nothing more is handed out; what waits is dropped."""
+        while True:
+            try:
+                batch = self.batches.get_nowait()
+            except queue.Empty:
+                break
+            if batch:
+                batch.answer.cancel()
+        for _ in self.workers:
+            self.batches.put(None)
+
+
+def check_gpus(ray: Any, workers: Sequence[WorkerSettings]) -> None:
+    """UserError when the workers ask for more GPUs than there are: Ray would let them wait for ever."""
+    wanted, there = sum(worker.gpus * worker.replicas for worker in workers), ray.cluster_resources().get("GPU", 0.0)
+    if wanted > there:
+        raise UserError(
+            f"rewards: their workers ask for {wanted:g} GPUs in all (worker.gpus x worker.replicas), and Ray has "
+            f"{there:g}; parts of one can be shared (worker.gpus=0.25)"
+        )
 
 
 def whole(settings: RewardSettings) -> RewardSettings:
@@ -191,15 +226,18 @@ class Pool:
         self.ray = connect(settings.address)
         threads = settings.threads or torch.get_num_threads()
         keys = list(dict.fromkeys(sharing(reward) for reward in rewards))
-        self.crews = [Crew(self.ray, [r for r in rewards if sharing(r) == key], opening, threads) for key in keys]
-        self.place = [  # of every reward in the suite: its crew, and its number there
-            (keys.index(sharing(r)), [o for o in rewards if sharing(o) == sharing(r)].index(r)) for r in rewards
-        ]
+        self.crews: list[Crew] = []
+        crews = [[reward for reward in rewards if sharing(reward) == key] for key in keys]
         try:
+            check_gpus(self.ray, [crew[0].worker for crew in crews])
+            self.crews = [Crew(self.ray, crew, opening, threads, settings.timeout) for crew in crews]
             names = [crew.begin() for crew in self.crews]
         except UserError:
             self.close()
             raise
+        self.place = [  # of every reward in the suite: its crew, and its number there
+            (keys.index(sharing(r)), [o for o in rewards if sharing(o) == sharing(r)].index(r)) for r in rewards
+        ]
         found = [names[crew][number] for crew, number in self.place]
         self.suite = [
             Member((RemoteDoubting if doubts else Remote)(name), r.weight, r.role, r.span, r.frames)
@@ -213,8 +251,7 @@ class Pool:
     def close(self) -> None:
         """Let the workers go."""
         for crew in self.crews:
-            for _ in crew.workers:
-                crew.batches.put(None)
+            crew.close()
         self.ray.shutdown()
 
 
@@ -224,7 +261,7 @@ class PoolScorer(Scorer):
     def __init__(self, pool: Pool, rows: int):
         super().__init__(pool.suite, rows)
         self.pool = pool
-        self.asked: list[tuple[Tensor, list[tuple[int, float]], Future[Answer]]] = []
+        self.asked: list[tuple[Tensor, list[tuple[int, float]], Future[list[Answer]]]] = []
 
     def see(self, part: Footage) -> None:
         """Hand over some candidates."""
@@ -235,7 +272,7 @@ class PoolScorer(Scorer):
                 own = [(place, part.shares[member.span]) for place, member in enumerate(self.suite)
                        if self.pool.place[place][0] == number and part.shares[member.span]]  # fmt: skip
                 if own:
-                    answer: Future[Answer] = Future()
+                    answer: Future[list[Answer]] = Future()
                     wanted = [self.pool.place[place][1] for place, _ in own]
                     crew.batches.put(Batch(frames, first, end, list(part.captions[first:end]), wanted, answer))
                     self.asked.append((part.rows[some], own, answer))
@@ -243,11 +280,8 @@ class PoolScorer(Scorer):
     def scores(self, latents: Latents, max_dropped: float) -> Scores:
         """See ``Scorer``; what came back is added up in the order in which it was asked."""
         for rows, own, answer in self.asked:
-            for (place, share), (found, doubt, refusal) in zip(own, answer.result(), strict=True):
-                self.values[rows, place] += share * found
-                self.doubts[rows, place] += share * doubt
-                if refusal:
-                    self.refusals.setdefault(self.suite[place].reward.name, refusal)
+            for (place, share), found in zip(own, answer.result(), strict=True):
+                self.take(place, rows, share, found)
         self.asked = []
         return super().scores(latents, max_dropped)
 
@@ -256,6 +290,7 @@ def connect(address: str) -> Any:
     """Ray, on a cluster or on this machine alone. UserError when it is not installed or does not answer."""
     if not address:
         os.environ |= {LOOPBACK: "0", NICE: "0"}
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # once shut down it stays so
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what needs no GPU may see those there are
     try:
         import ray

@@ -27,6 +27,7 @@ from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import PerSample, Video
 
+LONGEST, SAID = 2**17, 120  # bytes of a reply; characters of an error that are told
 ANSWER = '\nAnswer with nothing but JSON: {"score": NUMBER}, a number from LOW to HIGH.'
 
 
@@ -62,25 +63,24 @@ class Failed(Exception):
 
 
 class ServerReward:
-    """See the module. ``failures`` counts the videos that got no score, by reason."""
+    """See the module. ``failures`` counts the videos that got no score, by reason; ``refusal`` is why the last did."""
 
     name = "server"
 
     def __init__(self, settings: ServerSettings):
-        self.settings, self.failures = settings, dict[str, int]()
+        self.settings, self.failures, self.refusal = settings, dict[str, int](), ""
         self.rubric = read(settings.rubric, "rubric")
-        self.headers = {"Authorization": f"Bearer {read(settings.key, 'key').strip()}"} if settings.key else {}
+        self.headers = {"Authorization": f"Bearer {read_key(settings.key)}"} if settings.key else {}
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
-        """See ``rewards.base.Reward``. UserError when no video of the batch could be judged."""
+        """See ``rewards.base.Reward``; nan for a video that could not be judged, whatever the reason."""
         check_batch(self.name, video, prompts)
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             found = list(pool.map(self._judge, to_pictures(video).cpu(), prompts))
-        if reasons := [reason for _, reason in found if reason]:
-            for reason in reasons:
-                self.failures[reason] = self.failures.get(reason, 0) + 1
-            if len(reasons) == len(found):
-                raise UserError(f"{self.name}: {reasons[0]} ({self.settings.url}, {self.settings.tries} tries)")
+        reasons = [reason for _, reason in found if reason]
+        for reason in reasons:
+            self.failures[reason] = self.failures.get(reason, 0) + 1
+            self.refusal = f"{self.name}: {reason} ({self.settings.url}; {len(reasons)} of {len(found)} videos)"
         return torch.tensor([score for score, _ in found])
 
     def _judge(self, frames: Tensor, prompt: str) -> tuple[float, str]:
@@ -107,26 +107,29 @@ class ServerReward:
                  "messages": [{"role": "user", "content": content}]}  # fmt: skip
         try:
             place = f"{self.settings.url.rstrip('/')}/chat/completions"
-            reply = requests.post(place, json=asked, headers=self.headers, timeout=self.settings.timeout)
+            limit = self.settings.timeout
+            with requests.post(place, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
+                body = received(reply, time.monotonic() + limit)
         except requests.RequestException as error:
             raise Failed(f"the server does not answer ({type(error).__name__})") from None
         if reply.status_code != 200:
             mine = 400 <= reply.status_code < 500 and reply.status_code not in (408, 429)
-            raise Failed(f"the server says {reply.status_code}", final=mine)
+            why = " ".join(body.decode(errors="replace").split())[:SAID]
+            raise Failed(f"the server says {reply.status_code}: {why}", final=mine)
         try:
-            text = reply.json()["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError):
+            text = json.loads(body)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
             raise Failed("the reply is no chat completion") from None
         return self._score(text)
 
     def _score(self, text: Any) -> float:
         try:
-            answer = json.loads(text)
-        except (ValueError, TypeError):
+            answer = json.loads(text, object_pairs_hook=list)  # pairs, so that a field given twice shows
+        except (ValueError, TypeError, RecursionError):
             raise Failed("the answer is not JSON") from None
-        if not isinstance(answer, dict) or list(answer) != ["score"]:
+        if not isinstance(answer, list) or [pair[:1] for pair in answer] != [("score",)]:
             raise Failed("the answer has other fields than score")
-        score = answer["score"]
+        score = answer[0][1]
         if isinstance(score, bool) or not isinstance(score, int | float):
             raise Failed("the score is no number")
         if not self.settings.lowest <= score <= self.settings.highest:
@@ -143,6 +146,26 @@ def read(path: Path, what: str) -> str:
     if not text.strip():
         raise UserError(f"server: {what} {path} is empty")
     return text
+
+
+def read_key(path: Path) -> str:
+    """An API key; UserError for what no header can carry."""
+    key = read(path, "key").strip()
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"server: key {path} holds something else than one key: letters and digits on one line")
+    return key
+
+
+def received(reply: requests.Response, end: float) -> bytes:
+    """The body of a reply, if it comes before ``end`` and is not too long: a server may send it byte by byte."""
+    body = b""
+    for byte in reply.iter_content(1):
+        body += byte
+        if time.monotonic() > end:
+            raise Failed("the server does not answer in time")
+        if len(body) > LONGEST:
+            raise Failed("the reply is too long")
+    return body
 
 
 def as_url(frame: Tensor) -> str:

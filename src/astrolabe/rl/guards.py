@@ -23,7 +23,7 @@ from astrolabe.rewards.pixels import (
 )
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Footage, Metrics, Rollout, Scores, to_video
+from astrolabe.types import Footage, Metrics, Rollout, to_video
 
 Measure = Literal["motion_energy", "saturation", "sharpness", "flicker", "boundary_jump", "diversity", "latent_shift",
                   "latent_spread"]  # fmt: skip
@@ -171,8 +171,8 @@ class Watch:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to measure."""
-        return bool(self.settings.guards)
+        """Whether there is anything to compare with the base."""
+        return bool(self.settings.guards or self.judges)
 
     def see(self, own: Mapping[str, float], base: Mapping[str, float]) -> tuple[list[Alarm], Metrics]:
         """The measures of a step, this run's and its base's: which rules speak, and what there is to log."""
@@ -182,6 +182,8 @@ class Watch:
         alarms = []
         for number, rule in enumerate(self.settings.guards):
             value, normal = self.own[rule.watch], self.base[rule.watch]
+            if not (math.isfinite(own[rule.watch]) and math.isfinite(base[rule.watch])):
+                continue  # nobody knows
             self.broken[number] = self.broken[number] + 1 if rule.broken(value, normal) else 0
             if self.broken[number] == rule.steps:
                 self.broken[number] = 0
@@ -190,16 +192,19 @@ class Watch:
                 self.rate *= SLOWER if rule.action == "slow" else 1.0
                 self.stopped |= rule.action == "stop"
         watched = dict.fromkeys(rule.watch for rule in self.settings.guards)  # in their order
+        if not watched:
+            return alarms, {}
         metrics = {f"watch/{name}": self.own[name] for name in watched}
         return alarms, metrics | {f"watch/base_{name}": self.base[name] for name in watched} | {"watch/rate": self.rate}
 
-    def judge(self, scores: Scores) -> bool:
-        """Whether the judges have never been as content as now, on a running average. Without judges, and before the
-        average has a past: never."""
-        if not self.judges:
-            return False
-        total = sum(weight * scores.column(name).nanmean().item() for name, weight in self.judges.items())
-        if not math.isfinite(total):
+    def judge(self, own: Mapping[str, float], base: Mapping[str, float]) -> bool:
+        """Whether the judges have never found this run as much better than its base as now, on a running average.
+        Without judges, and before the average has a past: never.
+
+        What matters is the difference on the same prompts: which of them are easy varies more from step to step.
+        """
+        total = sum(weight * (own[name] - base[name]) for name, weight in self.judges.items())
+        if not self.judges or not math.isfinite(total):
             return False
         self.judgement = self._mixed(None if math.isnan(self.judgement) else self.judgement, total)
         self.judged += 1

@@ -18,13 +18,13 @@ def usual_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_device(device: str) -> None:
-    """Raise UserError unless torch can put a tensor there."""
+def check_device(device: str, setting: str = "model.device") -> None:
+    """Raise UserError, which names the ``setting``, unless torch can put a tensor there."""
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"model.device={device}: not usable here ({reason}); cpu always is") from None
+        raise UserError(f"{setting}={device}: not usable here ({reason}); cpu always is") from None
 
 
 def default_dtype(device: torch.device | str = "cpu") -> torch.dtype:

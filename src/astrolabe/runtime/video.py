@@ -114,6 +114,15 @@ def read_frames(path: Path) -> Tensor:
         raise unreadable(path, error) from None
 
 
+def frame_rate(path: Path) -> float:
+    """Frames a second, as a video says itself; 0 for an image. UserError for a file that cannot be read as either."""
+    try:
+        with av.open(str(path)) as container:
+            return float(container.streams.video[0].average_rate or 0)
+    except (av.FFmpegError, IndexError, ValueError) as error:
+        raise unreadable(path, error) from None
+
+
 def unreadable(path: Path, error: Exception) -> UserError:
     """What to say of a file that is no video."""
     return UserError(f"{path}: neither an image nor a video that can be read ({error})")
