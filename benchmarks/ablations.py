@@ -132,6 +132,8 @@ CELLS: dict[str, TrainConfig] = {
     "b selective moving": hacking(pull("selective", share=0.2)),
     "b selective moving, descending": hacking(pull("selective", share=0.2, order="descending")),
     "b random moving": hacking(pull("random", share=0.2)),
+    "b random fixed": hacking(pull("random", reference="fixed", share=0.2)),
+    "b uniform moving": hacking(pull("uniform")),
     "c saturation": rewarded(BLOB),
     "c steadiness": rewarded(STILL),
     "c shape_fit": rewarded(KNOWING[0]),
@@ -153,6 +155,7 @@ CELLS: dict[str, TrainConfig] = {
     "r positive": algorithm(POSITIVE),
     "r reward_weighted": algorithm(WEIGHTED),
     "r grpo": algorithm(GRPOSettings(behavior_keep=0.0)),
+    "r positive, sharper": algorithm(replace(POSITIVE, a_max=1.0)),
     "r positive, slower": slower(POSITIVE),
     "r reward_weighted, slower": slower(WEIGHTED),
     "r grpo, slower": slower(GRPOSettings(behavior_keep=0.0)),
@@ -200,7 +203,8 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
     watched = (0, *RunFolder(out).checkpoints.steps()) if cell.startswith(("standard", "b ", "r ")) else ()
     along = [glimpse(generator, policies, glance, out, step) for step in watched]
     return {
-        "cell": cell, "seed": seed, **judged, "along": along, "seconds": round(seconds, 1), "peak_bytes": peak,
+        "cell": cell, "seed": seed, "commit": commit(), **judged,
+        "along": along, "seconds": round(seconds, 1), "peak_bytes": peak,
         "samples": len(lines) * cfg.rollout.prompts * cfg.rollout.group_size,
         "by_step": {key: [line.get(key) for line in lines] for key in lines[0]
                     if not key.startswith("seconds/") and key != "step"},
@@ -213,14 +217,15 @@ def place_of(folder: Path, cell: str) -> Path:
     return folder / f"{cell.replace(' ', '_')}-{digest[:8]}"
 
 
-def run(folder: Path, cell: str, seed: int) -> None:
-    """One run in a process of its own, on one thread, unless its result is there."""
+def run(folder: Path, cell: str, seed: int) -> bool:
+    """One run in a process of its own, on one thread, unless its result is there; whether there is one now."""
     place = place_of(folder, cell) / str(seed)
     if (place / "result.json").exists():
-        return
+        return True
     words = [sys.executable, "-m", "benchmarks.ablations", "--run", cell, str(seed), str(place)]
     done = subprocess.run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, check=False)
     print(f"{cell}, seed {seed}: {'failed' if done.returncode else 'done'}", flush=True)
+    return not done.returncode
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -252,6 +257,7 @@ def summary(cell: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     measures = [key for key, value in rows[0]["aligned"].items() if isinstance(value, float)]
     return {
         "name": cell, "difference": diff(CELLS["standard"], CELLS[cell]), "seeds": [row["seed"] for row in rows],
+        "commits": sorted({row["commit"] for row in rows}),
         "samples": mean(row["samples"] for row in rows), "seconds": round(mean(row["seconds"] for row in rows), 1),
         "peak_bytes": max(row["peak_bytes"] for row in rows),
         "base": {measure: round(rows[0]["base"][measure], 4) for measure in measures} if "base" in rows[0] else {},
@@ -279,14 +285,18 @@ def main() -> None:
     folder = Path("runs/ablations") / commit().replace(" ", "-")
     wanted = [cell for cell in CELLS if cell in args.only or cell[0] in args.only]
     with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda pair: run(folder, *pair), [(cell, seed) for seed in args.seeds for cell in wanted]))
+        tried = [(cell, seed) for seed in args.seeds for cell in wanted]
+        there = list(pool.map(lambda pair: run(folder, *pair), tried))
+    failed = [f"{cell}, seed {seed}" for (cell, seed), well in zip(tried, there, strict=True) if not well]
     cells = []
     for cell in CELLS:
         found = sorted(place_of(folder, cell).glob("*/result.json"), key=lambda path: int(path.parent.name))
         rows = [json.loads(path.read_text(encoding="utf-8")) for path in found]
         if rows:
             cells.append(summary(cell, rows))
-    write_result(RESULT, "make ablations", {"steps": standard().steps, "noise_seeds": NOISES, "cells": cells})
+    write_result(RESULT, "make ablations", {"steps": standard().steps, "noise_seeds": NOISES, "cells": cells,
+                                             "failed": failed})  # fmt: skip
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

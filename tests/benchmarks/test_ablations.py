@@ -15,14 +15,15 @@ def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
 
 
 def test_a_slower_regulariser_is_compared_where_it_has_risen_as_far() -> None:
-    def cell(name: str, speed: float, cost: float) -> dict[str, object]:
-        proxy = [0.5 + speed * step for step in range(60)]
-        run = {"along": {"pixel_saturation": proxy, "joint": [1 - cost * (p - 0.5) for p in proxy]}}
-        return {"name": name, "runs": [run, run]}
+    def cell(name: str, speed: float, cost: float, seed: int = 0) -> dict[str, object]:
+        proxy = [0.5 + speed * step for step in range(7)]
+        along = {"pixel_saturation": proxy, "joint": [1 - cost * (p - 0.5) for p in proxy]}
+        return {"name": name, "runs": [{"seed": seed, "along": along}]}
 
-    found = matched([cell("b none", 0.02, 0.5), cell("b held", 0.01, 0.1)], 0.25)
-    assert len(found["b held"]) == 2
-    assert found["b held"][0] == pytest.approx(1 - (1 - found["b none"][0]) / 5, abs=1e-9)  # type: ignore[operator]
+    none = cell("b none", 0.02, 0.5)
+    assert matched([none, cell("b held", 0.01, 0.1)])["b held"] == pytest.approx([(0.5 - 0.1) * 0.06])
+    assert matched([none, cell("b let go", 0.04, 0.1)])["b let go"] == pytest.approx([(0.5 - 0.1) * 0.12])
+    assert "b none" not in matched([none])
 
 
 def test_an_interval_is_students() -> None:
