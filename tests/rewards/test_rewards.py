@@ -42,6 +42,13 @@ def test_the_right_video_scores_above_the_wrong_one_on_every_oracle() -> None:
     assert (scores.values[0] > scores.values[1]).all()
 
 
+def test_the_oracles_read_videos_with_larger_pixels_too() -> None:
+    video = render([RED, BLUE], 45, torch.Generator().manual_seed(0))
+    reward, prompts = OracleReward("motion_fit", "motion_fit", Oracles()), [caption(RED, 0), caption(BLUE, 0)]
+    large = video.repeat_interleave(4, 3).repeat_interleave(4, 4)
+    torch.testing.assert_close(reward(large, prompts), reward(video, prompts), rtol=1e-4, atol=1e-4)
+
+
 def test_the_oracles_look_once_at_the_same_videos_and_again_at_others(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
 

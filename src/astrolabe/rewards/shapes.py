@@ -7,9 +7,11 @@ from weakref import ref
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from astrolabe.shapes.captions import parse
 from astrolabe.shapes.oracles import judge
+from astrolabe.shapes.world import CANVAS
 from astrolabe.types import PerSample, Video
 
 
@@ -25,9 +27,17 @@ class Oracles:
         """Every measure of ``judge``."""
         asked = (video._version, tuple(prompts))  # the version counts changes in place
         if self._video is None or self._video() is not video or self._asked != asked:
-            self._answer = judge(video, [parse(prompt) for prompt in prompts])
+            self._answer = judge(to_canvas(video), [parse(prompt) for prompt in prompts])
             self._video, self._asked = ref(video), asked
         return self._answer
+
+
+def to_canvas(video: Video) -> Video:
+    """Videos with every pixel so many times as large, as ``astrolabe generate`` writes them, at the canvas's own size."""
+    scale = video.shape[-1] // CANVAS
+    if scale < 2 or video.shape[-2:] != (scale * CANVAS, scale * CANVAS):
+        return video
+    return functional.avg_pool2d(video.flatten(0, 1), scale).unflatten(0, video.shape[:2])
 
 
 class OracleReward:
