@@ -32,8 +32,8 @@ class Oracles:
         return self._answer
 
 
-def to_canvas(video: Video) -> Video:
-    """Videos with every pixel so many times as large, as ``astrolabe generate`` writes them, at the canvas's own size."""
+def to_canvas(video: Video) -> Tensor:
+    """Videos with every pixel so many times as large, as ``astrolabe generate`` writes them, at the canvas's size."""
     scale = video.shape[-1] // CANVAS
     if scale < 2 or video.shape[-2:] != (scale * CANVAS, scale * CANVAS):
         return video
