@@ -87,7 +87,9 @@ class GuardSettings:
 class WatchSettings:
     """Guards, and which checkpoint is the best."""
 
-    guards: tuple[GuardSettings, ...] = setting("rules; for them, and for judges, the base makes two clips of every prompt", default=())
+    guards: tuple[GuardSettings, ...] = setting(
+        "rules; for them, and for judges, the base makes two clips of every prompt", default=()
+    )
     memory: float = setting("share of itself that a running average keeps in a step", default=0.8, ge=0, lt=1)
 
 
