@@ -174,7 +174,9 @@ def glimpse(generator: WanGenerator, policies: Policies, suite: Suite, out: Path
         found = run_suite(generator, suite, range(len(suite.scenes)), 22)
     scores = {measure: found.scores[measure].mean().item() for measure in MEASURES}
     return (
-        {"step": step} | scores | {name: pixels(found.videos, []).mean().item() for name, pixels in ANY_VIDEO.items()}
+        {"step": step}
+        | scores
+        | {name: pixels.measure(found.videos) * pixels.sign.mean().item() for name, pixels in ANY_VIDEO.items()}
     )
 
 
@@ -197,7 +199,9 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
             found = run_suite(generator, suite, range(len(suite.scenes)), 22, parts)
         judged[name] = {measure: found.scores[measure].mean().item() for measure in MEASURES}
         judged[name]["joint_practised"] = found.scores["joint"][practised].mean().item()
-        judged[name] |= {proxy: pixels(found.videos, []).mean().item() for proxy, pixels in ANY_VIDEO.items()}
+        judged[name] |= {
+            proxy: pixels.measure(found.videos) * pixels.sign.mean().item() for proxy, pixels in ANY_VIDEO.items()
+        }
         if long:
             judged[name]["joint_by_window"] = [part.mean().item() for part in found.windows["joint"]]
     watched = (0, *RunFolder(out).checkpoints.steps()) if cell.startswith(("standard", "b ", "r ")) else ()
