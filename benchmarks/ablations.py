@@ -44,6 +44,7 @@ from astrolabe.runtime.config import diff, to_dict
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.model import CLIP_FRAMES
 from astrolabe.train import train
+from astrolabe.types import Video
 from benchmarks.measuring import peak_of_process
 from benchmarks.provenance import commit, write_result
 
@@ -164,6 +165,11 @@ CELLS: dict[str, TrainConfig] = {
 }  # fmt: skip
 
 
+def proxies(videos: Video) -> dict[str, float]:
+    """What the pixels say, mean over videos."""
+    return {name: reward(videos, [""] * len(videos)).mean().item() for name, reward in ANY_VIDEO.items()}
+
+
 def glimpse(generator: WanGenerator, policies: Policies, suite: Suite, out: Path, step: int) -> dict[str, float]:
     """What a checkpoint is worth on held-out prompts, a few videos of it; step 0 is the base."""
     if step:
@@ -173,11 +179,7 @@ def glimpse(generator: WanGenerator, policies: Policies, suite: Suite, out: Path
     with policies.using("learner" if step else None), torch.no_grad():
         found = run_suite(generator, suite, range(len(suite.scenes)), 22)
     scores = {measure: found.scores[measure].mean().item() for measure in MEASURES}
-    return (
-        {"step": step}
-        | scores
-        | {name: pixels.measure(found.videos) * pixels.sign.mean().item() for name, pixels in ANY_VIDEO.items()}
-    )
+    return {"step": step} | scores | proxies(found.videos)
 
 
 def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
@@ -199,9 +201,7 @@ def one(cell: str, seed: int, out: Path) -> dict[str, Any]:
             found = run_suite(generator, suite, range(len(suite.scenes)), 22, parts)
         judged[name] = {measure: found.scores[measure].mean().item() for measure in MEASURES}
         judged[name]["joint_practised"] = found.scores["joint"][practised].mean().item()
-        judged[name] |= {
-            proxy: pixels.measure(found.videos) * pixels.sign.mean().item() for proxy, pixels in ANY_VIDEO.items()
-        }
+        judged[name] |= proxies(found.videos)
         if long:
             judged[name]["joint_by_window"] = [part.mean().item() for part in found.windows["joint"]]
     watched = (0, *RunFolder(out).checkpoints.steps()) if cell.startswith(("standard", "b ", "r ")) else ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.ablation_plots import at_proxy, matched
-from benchmarks.ablations import CELLS, SEEDS, STUDENT_T, interval
+from benchmarks.ablations import CELLS, SEEDS, STUDENT_T, interval, proxies
 
 
 def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
@@ -37,3 +38,8 @@ def test_every_cell_makes_as_many_samples_and_its_oracles_judge_what_is_there_to
         assert cfg.steps * cfg.rollout.prompts * cfg.rollout.group_size == 24 * 4 * 8, name
         if name.startswith("b ") or "saturation" in name or "steadiness" in name:
             assert ("joint", "judge") in {(reward.name, reward.role) for reward in cfg.rewards}, name
+
+
+def test_proxies_are_read_from_videos_without_prompts() -> None:
+    still = proxies(torch.full((2, 9, 3, 64, 64), 0.5))
+    assert still["pixel_motion"] == still["pixel_saturation"] == still["flow_degree"] == 0
