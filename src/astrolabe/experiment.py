@@ -289,7 +289,7 @@ def make_watch(cfg: TrainConfig, suite: Sequence[Member] = ()) -> Watch:
     own rewards bear the names that these give themselves: the opened ``suite`` knows them."""
     settings = in_order(cfg.rewards)
     names = {r.name: r.name for r in settings}
-    names |= {r.name: member.reward.name for r, member in zip(settings, suite, strict=False)}
+    names |= {r.name: member.reward.name for r, member in zip(settings, suite, strict=bool(suite))}
     judges: dict[str, float] = {names[r.name]: r.weight for r in settings if r.role == "judge" and r.weight}
     for guard in cfg.watch.guards:
         if guard.action == "refresh" and not cfg.regularisation.moves:

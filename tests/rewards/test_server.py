@@ -131,6 +131,7 @@ def test_what_passes_is_tried_again(bad: tuple[int, bytes] | None, tmp_path: Pat
         ('{"score": true}', "the score is no number"),
         ('{"score": 8, "because": "nice"}', "the answer has other fields than score"),
         ('{"score": 1, "score": 9}', "the answer has other fields than score"),
+        ("[8]", "the answer has other fields than score"),
         ('[["score", 8]]', "the answer has other fields than score"),
         ("[" * 9999, "the answer is not JSON"),
         (None, "the answer is not JSON"),

@@ -161,6 +161,7 @@ class Crew:
                 break
             except errors.GetTimeoutError:
                 self.ray.kill(worker, no_restart=False)
+                time.sleep(5 * PAUSE)  # what is asked while it dies would die with it
             except errors.RayError:  # it died, of whatever
                 pass
             if not self._back(worker):

@@ -108,8 +108,9 @@ class ServerReward:
         try:
             place = f"{self.settings.url.rstrip('/')}/chat/completions"
             limit = self.settings.timeout
+            end = time.monotonic() + limit
             with requests.post(place, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
-                body = received(reply, time.monotonic() + limit)
+                body = received(reply, end)
         except requests.RequestException as error:
             raise Failed(f"the server does not answer ({type(error).__name__})") from None
         if reply.status_code != 200:
@@ -124,10 +125,10 @@ class ServerReward:
 
     def _score(self, text: Any) -> float:
         try:
-            answer = json.loads(text, object_pairs_hook=list)  # pairs, so that a field given twice shows
+            answer = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a field given twice shows
         except (ValueError, TypeError, RecursionError):
             raise Failed("the answer is not JSON") from None
-        if not isinstance(answer, list) or [pair[:1] for pair in answer] != [("score",)]:
+        if not isinstance(answer, tuple) or [name for name, _ in answer] != ["score"]:
             raise Failed("the answer has other fields than score")
         score = answer[0][1]
         if isinstance(score, bool) or not isinstance(score, int | float):
