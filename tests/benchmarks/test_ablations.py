@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
+from benchmarks.ablation_cells import CELLS
 from benchmarks.ablation_plots import at_proxy, matched
-from benchmarks.ablations import CELLS, SEEDS, STUDENT_T, interval, proxies
+from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies
 
 
 def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
@@ -33,11 +37,24 @@ def test_an_interval_is_students() -> None:
     assert interval([1.0])["ci95"] is None and len(SEEDS) in STUDENT_T
 
 
-def test_every_cell_makes_as_many_samples_and_its_oracles_judge_what_is_there_to_be_hacked() -> None:
+def test_every_cell_makes_as_many_samples_and_what_is_there_to_be_hacked_never_trains_on_the_yardstick() -> None:
     for name, cfg in CELLS.items():
         assert cfg.steps * cfg.rollout.prompts * cfg.rollout.group_size == 24 * 4 * 8, name
         if name.startswith("b ") or "saturation" in name or "steadiness" in name:
-            assert ("joint", "judge") in {(reward.name, reward.role) for reward in cfg.rewards}, name
+            assert "joint" not in {reward.name for reward in cfg.rewards if reward.role != "judge"}, name
+
+
+def test_what_was_run_is_not_run_again_unless_its_configuration_has_changed(tmp_path: Path) -> None:
+    result = {"seed": 0, "configuration": configuration(CELLS["d adaptive"]), "samples": 768, "seconds": 1.0}
+    result |= {"peak_bytes": 1, "scores": {"joint": 0.5}, "along": [], "by_step": {}}
+    store = Store(tmp_path / "found.json")
+    store.add("d adaptive", 0, result)
+    store.add("e beta 1", 0, result)  # as if another configuration had had this name
+    again = Store(tmp_path / "found.json")
+    assert again.has("d adaptive", 0) and not again.has("d adaptive", 1) and not again.has("e beta 1", 0)
+    again.add("d adaptive", 1, result | {"seed": 1, "scores": {"joint": 0.7}})
+    (cell,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["cells"]
+    assert cell["seeds"] == [0, 1] and cell["scores"]["joint"]["mean"] == 0.6
 
 
 def test_proxies_are_read_from_videos_without_prompts() -> None:

@@ -49,4 +49,3 @@ def test_windows_leave_out_the_first_frame_and_cover_the_rest() -> None:
     video = torch.arange(9.0).view(1, 9, 1, 1, 1).expand(1, 9, 3, 1, 1)
     parts = equal_parts(video, 4)
     assert [part[0, :, 0, 0, 0].tolist() for part in parts] == [[1, 2], [3, 4], [5, 6], [7, 8]]
-    assert equal_parts(video, 1)[0] is video

@@ -70,15 +70,17 @@ def run_suite(
             scenes = [suite.scenes[row] for row in rows.tolist()]
             _, video = generate(generator, text[rows], suite.frames, video_noise(seed, rows.tolist()))
             whole.append(verdicts(video, scenes))
-            cut.append(torch.stack([verdicts(part, scenes) for part in equal_parts(video, windows)], 1))
+            if windows > 1:
+                cut.append(torch.stack([verdicts(part, scenes) for part in equal_parts(video, windows)], 1))
             if seed == suite.seeds[0]:
                 kept.extend(video[row - int(rows[0])].cpu() for row in keep if row in rows)
             advance(len(rows))
         per_seed.append(torch.cat(whole, 1))
-        per_seed_windows.append(torch.cat(cut, 2))
-    scores, parts = torch.stack(per_seed, 2), torch.stack(per_seed_windows, 3)
+        if cut:
+            per_seed_windows.append(torch.cat(cut, 2))
+    parts = torch.stack(per_seed_windows, 3) if per_seed_windows else ()
     return Measured(
-        scores=dict(zip(MEASURES, scores, strict=True)),
+        scores=dict(zip(MEASURES, torch.stack(per_seed, 2), strict=True)),
         windows=dict(zip(MEASURES, parts, strict=True)) if windows > 1 else {},
         videos=torch.stack(kept) if kept else torch.empty(0),
         kept_prompts=tuple(suite.prompts(suite.seeds[0])[row] for row in keep),
@@ -92,8 +94,6 @@ def verdicts(video: Tensor, scenes: Sequence[Scene]) -> Tensor:
 
 
 def equal_parts(video: Tensor, parts: int) -> list[Tensor]:
-    """Equal windows of the videos; the first frame, alone in its latent, is left out when there are several."""
-    if parts == 1:
-        return [video]
+    """Equal windows of the videos; the first frame, alone in its latent, is left out."""
     size = (video.shape[1] - 1) // parts
     return [video[:, 1 + i * size : 1 + (i + 1) * size] for i in range(parts)]
