@@ -31,7 +31,8 @@ bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; p
 
 ablations: $(VENV)/.installed-dev ## regularisers, rewards, losses, rivals, five seeds each (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.ablations
-	$(BIN)/python -m benchmarks.ablation_plots
+	$(BIN)/python -m benchmarks.rivals
+	$(BIN)/python -m benchmarks.ablation_page
 
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading

@@ -1,9 +1,8 @@
-"""``python -m benchmarks.ablation_plots``: the committed ablations as pictures, and regularisers at a matched proxy."""
+"""The committed ablations as pictures of docs/evidence.md: ``python -m benchmarks.ablation_page`` draws them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,116 +13,120 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.ablations import RESULT, interval
-from benchmarks.plots import BLUE, GREY, RED
+from benchmarks.ablation_tables import JUDGED, PROXY, Cells, Content, group, matched, short, track
+from benchmarks.ablations import BASE, interval
 
-OUT = Path("docs/images/ablations.svg")
-TITLES = {"b": "regularisation of a hackable reward", "c": "which rewards", "e": "beta, levels, context", "r": "rivals",
-          "s": "on videos four times as long"}  # fmt: skip
-PROXY, JUDGED = "pixel_saturation", "joint"
-COLOURS = ("black", "#9ec5e8", BLUE, "#e0901f", RED, "#8f6ee8", GREY, "#2f9e6e", "#c9a0dc", "#7a4b2a")
+IMAGES = Path("docs/images")
+COLOURS = ("black", "#9ec5e8", "#3465a4", "#12355f", "#f0a860", "#c0392b", "#8f6ee8", "#b8b8b8", "#6f6f6f", "#2f9e6e")
 
 
-def at_proxy(proxy: Sequence[float], judged: Sequence[float], level: float) -> float | None:
-    """What the judge says where the proxy reward first rises to ``level``, between two checkpoints linearly; None where
-    it never does."""
-    for step in range(1, len(proxy)):
-        before, after = proxy[step - 1], proxy[step]
-        if before < level <= after:
-            share = (level - before) / (after - before)
-            return judged[step - 1] + share * (judged[step] - judged[step - 1])
-    return judged[0] if proxy and proxy[0] >= level else None
-
-
-def track(run: Mapping[str, Any], measure: str) -> list[float]:
-    """A measure on held-out prompts, from the base on, checkpoint by checkpoint."""
-    values: list[float] = run["along"][measure]
-    return values
-
-
-def matched(cells: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """For every regulariser and seed, by how much the joint oracle is above what it is without any, from the same
-    seed and where the proxy has risen as far: as far as in the one of the two where it rises less."""
-    plain = {run["seed"]: run for cell in cells if cell["name"] == "b none" for run in cell["runs"]}
-    found: dict[str, list[float]] = {}
-    for cell in cells:
-        for run in cell["runs"] if cell["name"].startswith("b ") and cell["name"] != "b none" else ():
-            pair = (run, plain[run["seed"]])
-            level = min(max(track(one, PROXY)) for one in pair)
-            own, free = (at_proxy(track(one, PROXY), track(one, JUDGED), level) for one in pair)
-            assert own is not None and free is not None
-            found.setdefault(cell["name"], []).append(own - free)
-    return found
-
-
-def bars(axes: Axes, rows: Sequence[Mapping[str, Any]], title: str) -> None:
-    """The joint oracle of every cell with its interval; the base is dashed."""
-    values = [row["scores"]["joint"] for row in rows]
-    reach = [abs(value["ci95"][1] - value["mean"]) if value["ci95"] else 0 for value in values]
-    names = [row["name"][2:] if row["name"][1] == " " else row["name"] for row in rows]
-    axes.set_xlim(0, 1)
-    axes.barh(names, [value["mean"] for value in values], xerr=reach, color=BLUE, ecolor="black", capsize=3)
-    axes.axvline(rows[0]["base"]["joint"], color=GREY, linestyle="--")
-    axes.set_title(f"joint oracle on held-out prompts: {title} (dashed: base)", fontsize=9)
+def dots(axes: Axes, names: Sequence[str], values: Sequence[Sequence[float]], zero: float, title: str) -> None:
+    """Means with intervals, seeds as small dots; ``zero`` is dashed."""
+    for row, of_seeds in enumerate(values):
+        found = interval(of_seeds)
+        if found["ci95"]:
+            axes.plot(found["ci95"], [row, row], color=COLOURS[2], linewidth=2, solid_capstyle="butt")
+        axes.plot(of_seeds, [row] * len(of_seeds), "o", color=COLOURS[7], markersize=3)
+        axes.plot(found["mean"], row, "o", color=COLOURS[2], markersize=6)
+    axes.axvline(zero, color="black", linestyle="--", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.invert_yaxis()
+    axes.set_title(title, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.3)
 
 
-def hacking(axes: Axes, cells: Sequence[Mapping[str, Any]]) -> None:
-    """What the proxy gains and what it costs, checkpoint by checkpoint, mean over seeds."""
-    for cell, colour in zip(cells, COLOURS[: len(cells)], strict=True):
-        proxy, joint = ([mean(column) for column in zip(*(track(run, name) for run in cell["runs"]), strict=True)]
-                        for name in (PROXY, JUDGED))  # fmt: skip
-        axes.plot(proxy, joint, marker="o", markersize=3, color=colour, label=cell["name"][2:], linewidth=1)
-    axes.set_xlabel("saturation of held-out videos: the proxy reward", fontsize=8)
+def by_seed(cell: Content, measure: str) -> list[float]:
+    """A score of every seed."""
+    return [run["scores"][measure] for run in cell["runs"]]
+
+
+def lines(axes: Axes, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]], x: str, title: str) -> None:
+    """Curves with their names."""
+    for (name, across, up), colour in zip(curves, COLOURS, strict=False):
+        axes.plot(across, up, marker="o", markersize=3, linewidth=1.2, color=colour, label=name)
+    axes.set_xlabel(x, fontsize=8)
     axes.set_ylabel("joint oracle", fontsize=8)
-    axes.set_title("hacking: what the proxy gains and what it costs", fontsize=9)
+    axes.set_title(title, fontsize=9)
     axes.legend(fontsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def by_step(axes: Axes, cells: Sequence[Mapping[str, Any]], name: str, title: str) -> None:
-    """A logged number by step, a line a seed, red with adaptive weighting."""
-    for cell in cells:
-        for run in cell["runs"]:
-            axes.plot(run["by_step"][name], color=RED if cell["name"] == "d adaptive" else BLUE, linewidth=0.8)
-    axes.set_title(f"{title} by step (red: with adaptive weighting)", fontsize=9)
+def over_seeds(content: Content, cell: Content, measure: str) -> list[float]:
+    """A measure along training, mean over seeds."""
+    return [mean(column) for column in zip(*(track(content, run, measure) for run in cell["runs"]), strict=True)]
 
 
-def race(axes: Axes, cells: Sequence[Mapping[str, Any]], wall: bool) -> None:
-    """The joint oracle at the checkpoints, mean over seeds, against samples or against the seconds they took."""
-    for cell, colour in zip(cells, COLOURS[: len(cells)], strict=True):
-        joint = [mean(column) for column in zip(*(track(run, JUDGED) for run in cell["runs"]), strict=True)]
-        steps = track(cell["runs"][0], "step")
-        whole = cell["seconds"] if wall else cell["samples"]
-        axes.plot([whole * step / steps[-1] for step in steps], joint, marker="o", markersize=3, color=colour,
-                  label=cell["name"].removeprefix("r "), linewidth=1)  # fmt: skip
-    axes.set_xlabel("seconds of training on one thread" if wall else "generated samples", fontsize=8)
-    axes.set_ylabel("joint oracle", fontsize=8)
-    axes.set_title(f"rivals: against {'wall time' if wall else 'samples'}", fontsize=9)
-    axes.legend(fontsize=7)
-
-
-def main() -> None:
-    """Draw what is there, and say what the regularisers cost at equal proxies."""
-    cells = json.loads(RESULT.read_text(encoding="utf-8"))["cells"]
-    by_letter = {letter: [cell for cell in cells if cell["name"].startswith(f"{letter} ")] for letter in TITLES}
-    shown = {letter: found for letter, found in by_letter.items() if found}
-    figure, grid = plt.subplots(len(shown) + 5, 1, figsize=(9, 2.7 * (len(shown) + 5)), squeeze=False)
-    standard = [cell for cell in cells if cell["name"] == "standard"]
-    for (letter, found), axes in zip(shown.items(), grid[:, 0], strict=False):
-        bars(axes, [*standard, *found] if letter in "er" else found, TITLES[letter])
-    hacking(grid[-5, 0], by_letter["b"])
-    race(grid[-4, 0], [*standard, *by_letter["r"]], wall=False)
-    race(grid[-3, 0], [*standard, *by_letter["r"]], wall=True)
-    adaptive = [*standard, *(cell for cell in cells if cell["name"] == "d adaptive")]
-    by_step(grid[-2, 0], adaptive, "latents_rms", "size of the latents")
-    by_step(grid[-1, 0], adaptive, "reward/motion_fit", "reward motion_fit")
+def save(figure: Any, name: str) -> None:
+    """One picture of the page."""
     figure.tight_layout()
-    figure.savefig(OUT, metadata={"Date": None})
-    print(OUT)
-    print("joint oracle above that of no regulariser where the proxy has risen as far, seed by seed:")
-    for name, differences in matched(cells).items():
-        print(f"  {name:34} {interval(differences)}")
+    figure.savefig(IMAGES / f"evidence-{name}.svg", metadata={"Date": None})
+    plt.close(figure)
 
 
-if __name__ == "__main__":
-    main()
+def draw(content: Content, cells: Cells, alone: Content) -> None:
+    """Every picture of the page."""
+    base = content[BASE]["short"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    regularised = group(cells, "b ")
+    curves = [(short(cell["name"]), over_seeds(content, cell, PROXY), over_seeds(content, cell, JUDGED))
+              for cell in regularised]  # fmt: skip
+    lines(left, curves, "saturation of held-out videos (what is trained on)", "what the proxy gains, and what it costs")
+    others = [cell for cell in regularised if cell["name"] != "b none"]
+    gaps = [matched(content, cell, cells["b none"]) for cell in others]
+    dots(right, [short(cell["name"]) for cell in others], gaps, 0, "joint above no regulariser, at equal saturation")
+    save(figure, "regularisation")
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    named = group(cells, "c ")
+    for axes, measure, title in zip(panels, (JUDGED, PROXY), ("joint oracle", "saturation"), strict=True):
+        names = [short(cell["name"]) for cell in named]
+        dots(axes, names, [by_seed(cell, measure) for cell in named], base[measure], f"{title} (dashed: base)")
+    save(figure, "rewards")
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.6))
+    named = group(cells, "standard", "d ", "e ")
+    values = [by_seed(cell, JUDGED) for cell in named]
+    dots(left, [short(cell["name"]) for cell in named], values, base[JUDGED], "joint oracle (dashed: base)")
+    for axes, logged, title in (
+        (middle, "latents_rms", "size of x0"),
+        (right, "reward/motion_fit", "a reward: motion_fit"),
+    ):
+        pairs = (("standard", COLOURS[1]), ("d adaptive", COLOURS[4]), ("d plain, fast", COLOURS[2]),
+                 ("d adaptive, fast", COLOURS[5]))  # fmt: skip
+        for name, colour in pairs:
+            for number, run in enumerate(cells[name]["runs"]):
+                label = short(name) if not number else None
+                axes.plot(run["by_step"][logged], color=colour, linewidth=0.8, label=label)
+        axes.set_title(f"{title}, by step", fontsize=9)
+        axes.legend(fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    save(figure, "losses")
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    for axes, wall in zip(panels, (False, True), strict=True):
+        curves = []
+        for cell in group(cells, "standard", "r "):
+            per_step = (alone[short(cell["name"]).split(",")[0]]["step"] if wall
+                        else cell["samples"] / content["steps"])  # fmt: skip
+            steps = [0, *(point["step"] for point in cell["runs"][0]["along"])]
+            curves.append((short(cell["name"]), [per_step * step for step in steps], over_seeds(content, cell, JUDGED)))
+        unit = "seconds of training, one thread" if wall else "generated videos"
+        lines(axes, curves, unit, f"held-out prompts, against {'wall time' if wall else 'samples'}")
+    save(figure, "rivals")
+
+    figure, axes = plt.subplots(figsize=(6, 3.4))
+    axes.plot(range(1, 5), content[BASE]["long"]["joint_by_window"], color="black", marker="o", label="base")
+    for cell, colour in zip(group(cells, "s "), (COLOURS[4], COLOURS[2]), strict=True):
+        parts = [
+            interval(part) for part in zip(*(run["scores"]["joint_by_window"] for run in cell["runs"]), strict=True)
+        ]
+        middle = [part["mean"] for part in parts]
+        reach = [part["ci95"][1] - part["mean"] if part["ci95"] else 0 for part in parts]
+        axes.errorbar(range(1, 5), middle, reach, color=colour, marker="o", capsize=3, label=short(cell["name"]))
+    axes.set_xticks(range(1, 5))
+    axes.set_xlabel("window of the video, each as long as the clip that was trained", fontsize=8)
+    axes.set_title("joint oracle along videos four times as long", fontsize=9)
+    axes.legend(fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, "streaming")

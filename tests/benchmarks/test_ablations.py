@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.ablation_cells import CELLS
-from benchmarks.ablation_plots import at_proxy, matched
+from benchmarks.ablation_tables import at_proxy, filled, matched, said
 from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies
 
 
@@ -20,15 +20,32 @@ def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
 
 
 def test_a_slower_regulariser_is_compared_where_it_has_risen_as_far() -> None:
-    def cell(name: str, speed: float, cost: float, seed: int = 0) -> dict[str, object]:
-        proxy = [0.5 + speed * step for step in range(7)]
-        along = {"pixel_saturation": proxy, "joint": [1 - cost * (p - 0.5) for p in proxy]}
-        return {"name": name, "runs": [{"seed": seed, "along": along}]}
+    content = {"base": {"first": {"pixel_saturation": 0.5, "joint": 1.0}}}
 
-    none = cell("b none", 0.02, 0.5)
-    assert matched([none, cell("b held", 0.01, 0.1)])["b held"] == pytest.approx([(0.5 - 0.1) * 0.06])
-    assert matched([none, cell("b let go", 0.04, 0.1)])["b let go"] == pytest.approx([(0.5 - 0.1) * 0.12])
-    assert "b none" not in matched([none])
+    def cell(speed: float, cost: float, seed: int = 0) -> dict[str, object]:
+        proxy = [0.5 + speed * step for step in range(1, 7)]
+        points = [{"pixel_saturation": value, "joint": 1 - cost * (value - 0.5)} for value in proxy]
+        return {"runs": [{"seed": seed, "along": points}]}
+
+    none = cell(0.02, 0.5)
+    assert matched(content, cell(0.01, 0.1), none) == pytest.approx([(0.5 - 0.1) * 0.06])
+    assert matched(content, cell(0.04, 0.1), none) == pytest.approx([(0.5 - 0.1) * 0.12])
+    assert matched(content, none, none) == [0.0] and matched(content, cell(0.01, 0.1, seed=1), none) == []
+
+
+def test_a_table_is_put_in_its_place_and_only_there() -> None:
+    page = "Words.\n<!-- table: one -->\nold\n<!-- end -->\nMore.\n<!-- table: two -->\n<!-- end -->\n"
+    found = filled(page, {"one": "| 1 |", "two": "| 2 |"})
+    assert (
+        found == "Words.\n<!-- table: one -->\n| 1 |\n<!-- end -->\nMore.\n<!-- table: two -->\n| 2 |\n<!-- end -->\n"
+    )
+    assert filled(found, {"one": "| 1 |"}) == found
+    with pytest.raises(ValueError):
+        filled(page, {"three": ""})
+
+
+def test_a_table_says_mean_and_interval() -> None:
+    assert said([1.0, 2.0, 3.0]) == "2.000 [-0.483, 4.483]" and said([0.5], "+.2f") == "+0.50"
 
 
 def test_an_interval_is_students() -> None:

@@ -1,0 +1,25 @@
+"""``python -m benchmarks.ablation_page``: put the committed ablations into docs/evidence.md, tables and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.ablation_plots import IMAGES, draw
+from benchmarks.ablation_tables import filled, read, tables
+from benchmarks.rivals import RESULT as ALONE
+
+PAGE = Path("docs/evidence.md")
+
+
+def main() -> None:
+    """Draw what is there and put the tables into the page."""
+    content, cells = read()
+    alone = json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"]
+    draw(content, cells, alone)
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(content, cells, alone)), encoding="utf-8")
+    print(f"{PAGE}, {IMAGES}/evidence-*.svg")
+
+
+if __name__ == "__main__":
+    main()

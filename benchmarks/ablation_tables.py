@@ -1,0 +1,133 @@
+"""The committed ablations as the tables of docs/evidence.md, and how cells are compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablations import BASE, RESULT, interval
+
+PROXY, JUDGED = "pixel_saturation", "joint"
+Content = Mapping[str, Any]
+Cells = Mapping[str, Mapping[str, Any]]
+
+
+def read(path: Path = RESULT) -> tuple[Content, dict[str, dict[str, Any]]]:
+    """The committed numbers, and the cells by name."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content, {cell["name"]: cell for cell in content["cells"]}
+
+
+def track(content: Content, run: Content, measure: str) -> list[float]:
+    """A measure on held-out prompts and one noise, from the base on, checkpoint by checkpoint."""
+    return [content[BASE]["first"][measure], *(point[measure] for point in run["along"])]
+
+
+def at_proxy(proxy: Sequence[float], judged: Sequence[float], level: float) -> float | None:
+    """What the judge says where the proxy reward first rises to ``level``, between two checkpoints linearly; None where
+    it never does."""
+    for step in range(1, len(proxy)):
+        before, after = proxy[step - 1], proxy[step]
+        if before < level <= after:
+            share = (level - before) / (after - before)
+            return judged[step - 1] + share * (judged[step] - judged[step - 1])
+    return judged[0] if proxy and proxy[0] >= level else None
+
+
+def matched(content: Content, cell: Content, other: Content) -> list[float]:
+    """By how much the joint oracle is above another cell's, seed by seed, where the proxy has risen as far: as far as
+    in the one of the two where it rises less."""
+    others = {run["seed"]: run for run in other["runs"]}
+    found = []
+    for run in cell["runs"]:
+        if run["seed"] in others:
+            pair = [[track(content, one, name) for name in (PROXY, JUDGED)] for one in (run, others[run["seed"]])]
+            level = min(max(proxy) for proxy, _ in pair)
+            own, free = (at_proxy(proxy, joint, level) for proxy, joint in pair)
+            assert own is not None and free is not None
+            found.append(own - free)
+    return found
+
+
+def paired(cell: Content, other: Content, measure: str = JUDGED) -> list[float]:
+    """By how much a cell's score is above another's, seed by seed."""
+    others = {run["seed"]: run["scores"][measure] for run in other["runs"]}
+    return [run["scores"][measure] - others[run["seed"]] for run in cell["runs"] if run["seed"] in others]
+
+
+def said(values: Sequence[float], form: str = ".3f") -> str:
+    """A mean and its interval, as the tables have it."""
+    found = interval(values)
+    ends = "" if found["ci95"] is None else f" [{found['ci95'][0]:{form}}, {found['ci95'][1]:{form}}]"
+    return f"{found['mean']:{form}}{ends}"
+
+
+def score(cell: Content, measure: str) -> str:
+    """One of a cell's scores."""
+    return said([run["scores"][measure] for run in cell["runs"]])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def group(cells: Cells, *letters: str) -> list[Mapping[str, Any]]:
+    """The cells whose names begin so."""
+    return [cell for name, cell in cells.items() if name.startswith(letters)]
+
+
+def short(name: str) -> str:
+    """A cell's name without its letter."""
+    return name[2:] if name[1] == " " else name
+
+
+def tables(content: Content, cells: Cells, alone: Content) -> dict[str, str]:
+    """Every table of the page, by name."""
+    base, plain, drawn = content[BASE]["short"], cells["b none"], cells["b random moving"]
+    found = {}
+    rows = [["base", f"{base[PROXY]:.3f}", f"{base[JUDGED]:.3f}", "", ""]]
+    for cell in group(cells, "b "):
+        gaps = ["" if cell is other else said(matched(content, cell, other), "+.3f") for other in (plain, drawn)]
+        rows.append([short(cell["name"]), score(cell, PROXY), score(cell, JUDGED), *gaps])
+    found["regularisation"] = table(
+        ["regulariser", "saturation (trained on)", "joint oracle",
+         "joint above no regulariser, at equal saturation", "joint above a random mask, at equal saturation"],
+        rows)  # fmt: skip
+    measures = (PROXY, "pixel_steadiness", JUDGED, "shape", "motion")
+    rows = [["base", *(f"{base[name]:.3f}" for name in measures), ""]]
+    rows += [[short(cell["name"]), *(score(cell, name) for name in measures), f"{cell['samples']:g}"]
+             for cell in group(cells, "c ")]  # fmt: skip
+    found["rewards"] = table(
+        ["rewards", "saturation", "steadiness", "joint oracle", "shape", "motion", "videos made"], rows)  # fmt: skip
+    for name, letters in (("losses", ("standard", "d ", "e ")), ("rivals", ("standard", "r "))):
+        rows = [["base", f"{base[JUDGED]:.3f}", "", f"{base['joint_practised']:.3f}", f"{base['motion_energy']:.4f}"]]
+        for cell in group(cells, *letters):
+            gap = "" if cell["name"] == "standard" else said(paired(cell, cells["standard"]), "+.3f")
+            more = [score(cell, "joint_practised"), f"{cell['scores']['motion_energy']['mean']:.4f}"]
+            rows.append([short(cell["name"]), score(cell, JUDGED), gap, *more])
+        found[name] = table(["cell", "joint oracle", "above standard, seed by seed", "joint on practised scenes",
+                             "motion energy"], rows)  # fmt: skip
+    windows = content[BASE]["long"]["joint_by_window"]
+    rows = [["base", f"{content[BASE]['long'][JUDGED]:.3f}", *(f"{value:.3f}" for value in windows)]]
+    for cell in group(cells, "s "):
+        parts = zip(*(run["scores"]["joint_by_window"] for run in cell["runs"]), strict=True)
+        rows.append([short(cell["name"]), score(cell, JUDGED), *(said(part) for part in parts)])
+    found["streaming"] = table(["trained on", "whole video", *(f"window {i + 1}" for i in range(4))], rows)
+    found["costs"] = table(
+        ["algorithm", "seconds a step", "rollout", "update", "peak, MB"],
+        [[name, *(f"{row[key]:.2f}" for key in ("step", "rollout", "update")), f"{row['peak_bytes'] / 1e6:.0f}"]
+         for name, row in alone.items()])  # fmt: skip
+    return found
+
+
+def filled(page: str, found: Mapping[str, str]) -> str:
+    """The page with its tables as they are now; ValueError when it has no place for one."""
+    for name, text in found.items():
+        begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
+        before, rest = page.split(begin)
+        page = f"{before}{begin}{text}\n{rest[rest.index(end) :]}"
+    return page

@@ -1,0 +1,68 @@
+"""``python -m benchmarks.rivals``: seconds and memory of a step of NFT and of its rivals, each alone.
+
+The runs of ``make ablations`` have company, which costs them time. Memory is measured in a process of its own, with
+freed blocks given back at once; seconds without that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from astrolabe.runtime.tracking import read_metrics
+from astrolabe.train import train
+from benchmarks.ablation_cells import CELLS
+from benchmarks.measuring import GIVE_BACK, peak_of_process
+from benchmarks.provenance import write_result
+
+RESULT = Path("benchmarks/results/rivals.json")
+ALGORITHMS = {
+    "standard": "standard",
+    "positive": "r positive",
+    "reward_weighted": "r reward_weighted",
+    "grpo": "r grpo",
+}
+STEPS = 7  # the first, which is slower, is left out
+
+
+def one_run(name: str) -> dict[str, Any]:
+    """Some steps of one algorithm in this process: seconds, median over steps, and the peak."""
+    cfg = replace(CELLS[ALGORITHMS[name]], steps=STEPS, checkpoint_every=STEPS, sample_every=STEPS)
+    with tempfile.TemporaryDirectory() as place:
+        lines = read_metrics(train(cfg, Path(place) / "run") / "metrics.jsonl")[1:]
+    parts = {key: [line[key] for line in lines] for key in lines[0] if key.startswith("seconds/")}
+    return {"step": round(median(map(sum, zip(*parts.values(), strict=True))), 3)} | {
+        key.removeprefix("seconds/"): round(median(values), 3) for key, values in parts.items()
+    } | {"peak_bytes": peak_of_process()}  # fmt: skip
+
+
+def alone(name: str, **environment: str) -> dict[str, Any]:
+    """The same in a process of its own, on one thread."""
+    words = [sys.executable, "-m", "benchmarks.rivals", name]
+    here = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(words, env=here, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure one after the other."""
+    if len(sys.argv) > 1:
+        print(json.dumps(one_run(sys.argv[1])))
+        return
+    found = {}
+    for name in ALGORITHMS:
+        found[name] = alone(name) | {"peak_bytes": alone(name, **GIVE_BACK)["peak_bytes"]}
+        print(name, found[name], flush=True)
+    write_result(RESULT, "python -m benchmarks.rivals", {"steps": STEPS, "algorithms": found})
+
+
+if __name__ == "__main__":
+    main()
