@@ -149,6 +149,25 @@ def test_a_video_that_cannot_be_judged_costs_no_other_a_score_and_no_gradient_is
     assert not whole.requires_grad and not nothing and not doubt.any()
 
 
+def test_videos_that_do_not_fit_together_are_judged_one_by_one_and_one_that_never_fits_says_what_to_do() -> None:
+    class Hungry:
+        name = "hungry"
+
+        def __init__(self, most: int) -> None:
+            self.most = most
+
+        def __call__(self, video: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+            if len(video) > self.most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return video.mean((1, 2, 3, 4))
+
+    found, _, refusal = attempt(Member(Hungry(1)), VIDEO, ["a", "b"])
+    torch.testing.assert_close(found, VIDEO.mean((1, 2, 3, 4)))
+    assert not refusal
+    found, _, refusal = attempt(Member(Hungry(0)), VIDEO, ["a", "b"])
+    assert found.isnan().all() and "hungry: out of memory on " in refusal and "see fewer frames" in refusal
+
+
 @pytest.mark.parametrize("returned", ["torch.ones(2)", "None", "(torch.ones(2),)"])
 def test_doubt_comes_beside_the_scores_or_not_at_all(returned: str, tmp_path: Path) -> None:
     body = f"""{HEAD}    def __call__(self, video, prompts):

@@ -11,12 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from astrolabe.judging import Judged, score_files
 from astrolabe.rewards.cache import identity
 from astrolabe.rewards.clip import AestheticLayers
 from astrolabe.rewards.opening import RELEASED_REWARDS, Opening, look_at
 from astrolabe.rewards.settings import MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.videoalign import VideoAlignReward
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.video import write_mp4
 from tests.rewards import tiny
 
 PROMPTS = ["a cat", "a red fox that runs over snow"]
@@ -70,6 +72,29 @@ def test_the_dtype_is_the_bodys_and_the_head_stays_exact(models: dict[str, Rewar
     weights = {name: tensor.dtype for name, tensor in reward.scorer.named_parameters()}  # type: ignore[attr-defined]
     assert {dtype for name, dtype in weights.items() if name.startswith("rm_head")} == {torch.float32}
     assert {dtype for name, dtype in weights.items() if not name.startswith("rm_head")} == {torch.bfloat16}
+
+
+def test_files_are_seen_at_their_own_frame_rate_and_one_of_another_is_left_out(
+    models: dict[str, RewardModelSettings], tmp_path: Path
+) -> None:
+    video = torch.rand(16, 3, 40, 60, generator=torch.Generator().manual_seed(1))
+    files = {"slow": 4, "as slow": 4, "fast": 8}
+    for name, fps in files.items():
+        write_mp4(tmp_path / f"{name}.mp4", video, fps)
+    weights = models["videoalign_mq"]
+    spec = f"videoalign_mq,model.weights={weights.weights},model.base={weights.base},model.device=cpu"
+
+    def found(*names: str) -> list[Judged]:
+        paths = [tmp_path / f"{name}.mp4" for name in names]
+        return list(score_files(spec, paths, ["a cat"] * len(paths), cache=None))
+
+    slow, again, left_out = found("slow", "as slow", "fast")
+    assert slow.score is not None and slow.score == again.score
+    assert left_out.score is None and "comes at 8 frames a second, others at 4" in left_out.refusal
+    (fast,) = found(
+        "fast"
+    )  # by itself it is judged: at 8 a second its 16 frames are two seconds, of which it sees fewer
+    assert fast.score is not None and fast.score != slow.score
 
 
 def test_files_are_looked_at_without_reading_a_weight(
