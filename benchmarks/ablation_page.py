@@ -15,7 +15,7 @@ PAGE = Path("docs/evidence.md")
 def main() -> None:
     """Draw what is there and put the tables into the page."""
     content, cells = read()
-    alone = json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"]
+    alone = json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"] if ALONE.exists() else {}
     draw(content, cells, alone)
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(content, cells, alone)), encoding="utf-8")
     print(f"{PAGE}, {IMAGES}/evidence-*.svg")

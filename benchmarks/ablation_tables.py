@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablation_cells import CELLS
 from benchmarks.ablations import BASE, RESULT, interval
 
 PROXY, JUDGED = "pixel_saturation", "joint"
@@ -85,49 +87,82 @@ def short(name: str) -> str:
     return name[2:] if name[1] == " " else name
 
 
+def complete(cells: Cells, *letters: str) -> list[Mapping[str, Any]]:
+    """The cells whose names begin so, if all of them were run."""
+    found = group(cells, *letters)
+    return found if len(found) == sum(name.startswith(letters) for name in CELLS) else []
+
+
 def tables(content: Content, cells: Cells, alone: Content) -> dict[str, str]:
-    """Every table of the page, by name."""
-    base, plain, drawn = content[BASE]["short"], cells["b none"], cells["b random moving"]
-    found = {}
+    """Every table of the page, by name: those whose cells were all run."""
+    found = {
+        "regularisation": regularisation(content, complete(cells, "b ")),
+        "rewards": rewards(content, complete(cells, "c ")),
+        "losses": lifts(content, complete(cells, "standard", "d ", "e ")),
+        "rivals": lifts(content, complete(cells, "standard", "r ")),
+        "costs": costs(alone),
+        "streaming": streaming(content, complete(cells, "s ")),
+    }
+    return {name: table(head, rows) for name, (head, rows) in found.items() if len(rows) > 1}
+
+
+Table = tuple[list[str], list[list[str]]]
+
+
+def regularisation(content: Content, cells: Sequence[Content]) -> Table:
+    """What regularisers prevent at equal proxies, beside none and beside a random mask with the same reference."""
+    head = ["regulariser", "saturation (trained on)", "joint oracle", "joint above no regulariser, at equal saturation",
+            "joint above a random mask with the same reference, at equal saturation"]  # fmt: skip
+    base, by_name = content[BASE]["short"], {cell["name"]: cell for cell in cells}
     rows = [["base", f"{base[PROXY]:.3f}", f"{base[JUDGED]:.3f}", "", ""]]
-    for cell in group(cells, "b "):
-        gaps = ["" if cell is other else said(matched(content, cell, other), "+.3f") for other in (plain, drawn)]
-        rows.append([short(cell["name"]), score(cell, PROXY), score(cell, JUDGED), *gaps])
-    found["regularisation"] = table(
-        ["regulariser", "saturation (trained on)", "joint oracle",
-         "joint above no regulariser, at equal saturation", "joint above a random mask, at equal saturation"],
-        rows)  # fmt: skip
-    measures = (PROXY, "pixel_steadiness", JUDGED, "shape", "motion")
+    for name, cell in by_name.items():
+        drawn = "b random moving" if "moving" in name else "b random fixed"
+        gaps = ["" if name in (other, "b none") else said(matched(content, cell, by_name[other]), "+.3f")
+                for other in ("b none", drawn)]  # fmt: skip
+        rows.append([short(name), score(cell, PROXY), score(cell, JUDGED), *gaps])
+    return head, rows
+
+
+def rewards(content: Content, cells: Sequence[Content]) -> Table:
+    """What is trained on, and what becomes of what is not."""
+    base, measures = content[BASE]["short"], (PROXY, "pixel_steadiness", JUDGED, "shape", "motion")
     rows = [["base", *(f"{base[name]:.3f}" for name in measures), ""]]
-    rows += [[short(cell["name"]), *(score(cell, name) for name in measures), f"{cell['samples']:g}"]
-             for cell in group(cells, "c ")]  # fmt: skip
-    found["rewards"] = table(
-        ["rewards", "saturation", "steadiness", "joint oracle", "shape", "motion", "videos made"], rows)  # fmt: skip
-    for name, letters in (("losses", ("standard", "d ", "e ")), ("rivals", ("standard", "r "))):
-        rows = [["base", f"{base[JUDGED]:.3f}", "", f"{base['joint_practised']:.3f}", f"{base['motion_energy']:.4f}"]]
-        for cell in group(cells, *letters):
-            gap = "" if cell["name"] == "standard" else said(paired(cell, cells["standard"]), "+.3f")
-            more = [score(cell, "joint_practised"), f"{cell['scores']['motion_energy']['mean']:.4f}"]
-            rows.append([short(cell["name"]), score(cell, JUDGED), gap, *more])
-        found[name] = table(["cell", "joint oracle", "above standard, seed by seed", "joint on practised scenes",
-                             "motion energy"], rows)  # fmt: skip
-    windows = content[BASE]["long"]["joint_by_window"]
-    rows = [["base", f"{content[BASE]['long'][JUDGED]:.3f}", *(f"{value:.3f}" for value in windows)]]
-    for cell in group(cells, "s "):
+    rows += [[short(cell["name"]), *(score(cell, name) for name in measures), f"{cell['samples']:g}"] for cell in cells]
+    return ["rewards", "saturation", "steadiness", "joint oracle", "shape", "motion", "videos made"], rows
+
+
+def lifts(content: Content, cells: Sequence[Content]) -> Table:
+    """What other losses, levels and algorithms do, beside the first cell, the standard one."""
+    base = content[BASE]["short"]
+    rows = [["base", f"{base[JUDGED]:.3f}", "", f"{base['joint_practised']:.3f}", f"{base['motion_energy']:.4f}"]]
+    for cell in cells:
+        gap = said(paired(cell, cells[0]), "+.3f") if cell is not cells[0] else ""
+        more = [score(cell, "joint_practised"), f"{cell['scores']['motion_energy']['mean']:.4f}"]
+        rows.append([short(cell["name"]), score(cell, JUDGED), gap, *more])
+    return ["cell", "joint oracle", "above standard, seed by seed", "joint on practised scenes", "motion energy"], rows
+
+
+def streaming(content: Content, cells: Sequence[Content]) -> Table:
+    """The joint oracle along long videos."""
+    base = content[BASE]["long"]
+    rows = [["base", f"{base[JUDGED]:.3f}", *(f"{value:.3f}" for value in base["joint_by_window"])]]
+    for cell in cells:
         parts = zip(*(run["scores"]["joint_by_window"] for run in cell["runs"]), strict=True)
         rows.append([short(cell["name"]), score(cell, JUDGED), *(said(part) for part in parts)])
-    found["streaming"] = table(["trained on", "whole video", *(f"window {i + 1}" for i in range(4))], rows)
-    found["costs"] = table(
-        ["algorithm", "seconds a step", "rollout", "update", "peak, MB"],
-        [[name, *(f"{row[key]:.2f}" for key in ("step", "rollout", "update")), f"{row['peak_bytes'] / 1e6:.0f}"]
-         for name, row in alone.items()])  # fmt: skip
-    return found
+    return ["trained on", "whole video", *(f"window {i + 1}" for i in range(4))], rows
+
+
+def costs(alone: Content) -> Table:
+    """Seconds and memory of a step."""
+    rows = [[name, *(f"{row[key]:.2f}" for key in ("step", "rollout", "update")), f"{row['peak_bytes'] / 1e6:.0f}"]
+            for name, row in alone.items()]  # fmt: skip
+    return ["algorithm", "seconds a step", "rollout", "update", "peak, MB"], rows
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:
-    """The page with its tables as they are now; ValueError when it has no place for one."""
-    for name, text in found.items():
+    """The page with its tables as they are now; KeyError when it asks for one that is not there."""
+    for name in re.findall(r"<!-- table: (\w+) -->", page):
         begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
         before, rest = page.split(begin)
-        page = f"{before}{begin}{text}\n{rest[rest.index(end) :]}"
+        page = f"{before}{begin}{found[name]}\n{rest[rest.index(end) :]}"
     return page

@@ -39,9 +39,9 @@ def test_a_table_is_put_in_its_place_and_only_there() -> None:
     assert (
         found == "Words.\n<!-- table: one -->\n| 1 |\n<!-- end -->\nMore.\n<!-- table: two -->\n| 2 |\n<!-- end -->\n"
     )
-    assert filled(found, {"one": "| 1 |"}) == found
-    with pytest.raises(ValueError):
-        filled(page, {"three": ""})
+    assert filled(found, {"one": "| 1 |", "two": "| 2 |", "three": ""}) == found
+    with pytest.raises(KeyError):
+        filled(page, {"one": "| 1 |"})
 
 
 def test_a_table_says_mean_and_interval() -> None:
