@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.ablation_cells import CELLS
-from benchmarks.ablation_tables import at_proxy, filled, matched, said
+from benchmarks.ablation_tables import at_proxy, at_the_end, filled, matched, said
 from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies
 
 
@@ -31,6 +31,18 @@ def test_a_slower_regulariser_is_compared_where_it_has_risen_as_far() -> None:
     assert matched(content, cell(0.01, 0.1), none) == pytest.approx([(0.5 - 0.1) * 0.06])
     assert matched(content, cell(0.04, 0.1), none) == pytest.approx([(0.5 - 0.1) * 0.12])
     assert matched(content, none, none) == [0.0] and matched(content, cell(0.01, 0.1, seed=1), none) == []
+
+
+def test_what_a_regulariser_ends_with_is_compared_as_if_the_proxy_had_risen_as_far() -> None:
+    content = {"base": {"short": {"pixel_saturation": 0.5, "joint": 1.0}}}
+
+    def cell(proxy: float, joint: float) -> dict[str, object]:
+        return {"runs": [{"seed": 0, "scores": {"pixel_saturation": proxy, "joint": joint}}]}
+
+    none = cell(0.7, 0.6)  # loses two points of joint for every one of the proxy
+    assert at_the_end(content, cell(0.6, 0.85), none, none) == pytest.approx([0.05])
+    assert at_the_end(content, cell(0.6, 0.85), cell(0.55, 0.9), none) == pytest.approx([0.05])
+    assert at_the_end(content, none, none, none) == [0.0]
 
 
 def test_a_table_is_put_in_its_place_and_only_there() -> None:
