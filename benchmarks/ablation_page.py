@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.ablation_plots import IMAGES, draw
 from benchmarks.ablation_tables import filled, read, tables
@@ -12,10 +13,15 @@ from benchmarks.rivals import RESULT as ALONE
 PAGE = Path("docs/evidence.md")
 
 
+def costs_alone() -> dict[str, Any]:
+    """What a step of each algorithm costs, if that was measured."""
+    return dict(json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"]) if ALONE.exists() else {}
+
+
 def main() -> None:
     """Draw what is there and put the tables into the page."""
     content, cells = read()
-    alone = json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"] if ALONE.exists() else {}
+    alone = costs_alone()
     draw(content, cells, alone)
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables(content, cells, alone)), encoding="utf-8")
     print(f"{PAGE}, {IMAGES}/evidence-*.svg")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks.ablation_cells import CELLS
-from benchmarks.ablation_tables import at_proxy, at_the_end, filled, matched, said
-from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies
+from benchmarks.ablation_page import PAGE, costs_alone
+from benchmarks.ablation_tables import at_proxy, at_the_end, filled, matched, read, said, tables
+from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies, summary
 
 
 def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
@@ -89,3 +90,13 @@ def test_what_was_run_is_not_run_again_unless_its_configuration_has_changed(tmp_
 def test_proxies_are_read_from_videos_without_prompts() -> None:
     still = proxies(torch.full((2, 9, 3, 64, 64), 0.5))
     assert still["pixel_motion"] == still["pixel_saturation"] == still["flow_degree"] == 0
+
+
+def test_the_page_shows_the_committed_numbers_and_these_are_of_the_cells_of_today() -> None:
+    content, cells = read()
+    page = PAGE.read_text(encoding="utf-8")
+    assert filled(page, tables(content, cells, costs_alone())) == page
+    today = {name: configuration(cfg) for name, cfg in CELLS.items()}
+    assert all(run["configuration"] == today[name] for name, cell in cells.items() for run in cell["runs"])
+    summaries = {name: summary(name, cell["runs"])["scores"] for name, cell in cells.items()}
+    assert summaries == {name: cell["scores"] for name, cell in cells.items()}
