@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from benchmarks.ablation_tables import JUDGED, PROXY, Cells, Content, complete, matched, short, track
 from benchmarks.ablations import BASE, interval
 
+plt.rcParams["svg.hashsalt"] = "astrolabe"  # the same numbers make the same file
+
 IMAGES = Path("docs/images")
 COLOURS = ("black", "#9ec5e8", "#3465a4", "#12355f", "#f0a860", "#c0392b", "#8f6ee8", "#b8b8b8", "#6f6f6f", "#2f9e6e")
 
@@ -66,7 +68,7 @@ def save(figure: Figure, name: str) -> None:
 
 
 def draw(content: Content, cells: Cells, alone: Content) -> None:
-    """Every picture of the page: those whose cells were all run."""
+    """Every picture of the page: those whose cells were all run from all seeds."""
     pictures = {
         "regularisation": (regularisation, ("b ",)),
         "rewards": (rewards, ("c ",)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.ablation_cells import CELLS
-from benchmarks.ablations import BASE, RESULT, interval
+from benchmarks.ablations import BASE, RESULT, SEEDS, interval
 
 PROXY, JUDGED = "pixel_saturation", "joint"
 Content = Mapping[str, Any]
@@ -103,13 +103,13 @@ def short(name: str) -> str:
 
 
 def complete(cells: Cells, *letters: str) -> list[Mapping[str, Any]]:
-    """The cells whose names begin so, if all of them were run."""
-    found = group(cells, *letters)
+    """The cells whose names begin so, if all of them were run from all seeds."""
+    found = [cell for cell in group(cells, *letters) if set(SEEDS) <= set(cell["seeds"])]
     return found if len(found) == sum(name.startswith(letters) for name in CELLS) else []
 
 
 def tables(content: Content, cells: Cells, alone: Content) -> dict[str, str]:
-    """Every table of the page, by name: those whose cells were all run."""
+    """Every table of the page, by name: those whose cells were all run from all seeds."""
     found = {
         "regularisation": regularisation(content, complete(cells, "b ")),
         "rewards": rewards(content, complete(cells, "c ")),
