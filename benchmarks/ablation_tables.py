@@ -112,6 +112,7 @@ def tables(content: Content, cells: Cells, alone: Content) -> dict[str, str]:
     """Every table of the page, by name: those whose cells were all run from all seeds."""
     found = {
         "regularisation": regularisation(content, complete(cells, "b ")),
+        "pairs": pairs(content, complete(cells, "b ")),
         "rewards": rewards(content, complete(cells, "c ")),
         "losses": lifts(content, complete(cells, "standard", "d ", "e ")),
         "rivals": lifts(content, complete(cells, "standard", "r ")),
@@ -139,6 +140,20 @@ def regularisation(content: Content, cells: Sequence[Content]) -> Table:
             ]
             row += ["", ""] if name in (other, "b none") else [said(gap, "+.3f") for gap in gaps]
         rows.append(row)
+    return head, rows
+
+
+def pairs(content: Content, cells: Sequence[Content]) -> Table:
+    """The choices of a regulariser, one against the other at equal proxies."""
+    head, by_name = ["one", "above the other", "along", "at the end"], {cell["name"]: cell for cell in cells}
+    chosen = (("selective moving", "uniform moving"), ("selective moving", "selective moving, descending"),
+              ("selective moving", "selective fixed"), ("selective fixed", "uniform fixed"),
+              ("uniform fixed", "uniform weak"))  # fmt: skip
+    rows: list[list[str]] = []
+    for names in chosen if cells else ():
+        own, other = (by_name[f"b {name}"] for name in names)
+        gaps = [matched(content, own, other), at_the_end(content, own, other, by_name["b none"])]
+        rows.append([*names, *(said(gap, "+.3f") for gap in gaps)])
     return head, rows
 
 

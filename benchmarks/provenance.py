@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from astrolabe.runtime.files import write_whole
+
 
 def processor() -> str:
     """The name of the processor."""
@@ -43,5 +45,5 @@ def write_result(path: Path, command: str, content: dict[str, Any]) -> None:
     """Keep numbers as JSON with what they need to be believed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = {"command": command, "commit": commit(), "machine": machine()} | content
-    path.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, (json.dumps(whole, indent=1) + "\n").encode())
     print(f"written: {path}")
