@@ -36,6 +36,7 @@ from astrolabe.shapes.model import CLIP_FRAMES, load_shapes_model
 from astrolabe.train import train
 from astrolabe.types import Video
 from benchmarks.ablation_cells import CELLS
+from benchmarks.evidence import measured
 from benchmarks.measuring import peak_of_process
 from benchmarks.provenance import commit, processor, write_result
 
@@ -158,12 +159,19 @@ def summary(cell: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def weights() -> dict[str, Any]:
+    """Hashes of the embedded model's files."""
+    return dict(measured()["files"])
+
+
 class Store:
-    """What the JSON holds, and the file, written again after every run."""
+    """What the JSON holds of today's cells and model, and the file, written again after every run."""
 
     def __init__(self, path: Path):
         self.path, self.lock = path, Lock()
         content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if content.get("files") != weights():
+            content = {}  # of another embedded model
         self.base: dict[str, Any] | None = content.get(BASE)
         known = {name: configuration(cfg) for name, cfg in CELLS.items()}
         runs = [(cell["name"], run) for cell in content.get("cells", []) for run in cell["runs"]]
@@ -183,7 +191,7 @@ class Store:
             cells = [summary(name, [self.runs[key] for key in sorted(self.runs) if key[0] == name])
                      for name in CELLS if any(key[0] == name for key in self.runs)]  # fmt: skip
             steps = CELLS["standard"].steps
-            content = {"steps": steps, "noise_seeds": NOISES, BASE: self.base, "cells": cells}
+            content = {"steps": steps, "noise_seeds": NOISES, "files": weights(), BASE: self.base, "cells": cells}
             write_result(self.path, "make ablations", content)
 
 

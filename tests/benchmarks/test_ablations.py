@@ -11,7 +11,7 @@ import torch
 from benchmarks.ablation_cells import CELLS
 from benchmarks.ablation_page import PAGE, costs_alone
 from benchmarks.ablation_tables import at_proxy, at_the_end, filled, matched, read, said, tables
-from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies, summary
+from benchmarks.ablations import SEEDS, STUDENT_T, Store, configuration, interval, proxies, summary, weights
 
 
 def test_a_judge_is_read_where_the_proxy_stands_at_the_level() -> None:
@@ -74,7 +74,9 @@ def test_every_cell_makes_as_many_samples_and_what_is_there_to_be_hacked_never_t
             assert "joint" not in {reward.name for reward in cfg.rewards if reward.role != "judge"}, name
 
 
-def test_what_was_run_is_not_run_again_unless_its_configuration_has_changed(tmp_path: Path) -> None:
+def test_what_was_run_is_not_run_again_unless_its_configuration_or_the_model_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = {"seed": 0, "configuration": configuration(CELLS["d adaptive"]), "samples": 768, "seconds": 1.0}
     result |= {"peak_bytes": 1, "scores": {"joint": 0.5}, "along": [], "by_step": {}}
     store = Store(tmp_path / "found.json")
@@ -85,6 +87,8 @@ def test_what_was_run_is_not_run_again_unless_its_configuration_has_changed(tmp_
     again.add("d adaptive", 1, result | {"seed": 1, "scores": {"joint": 0.7}})
     (cell,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["cells"]
     assert cell["seeds"] == [0, 1] and cell["scores"]["joint"]["mean"] == 0.6
+    monkeypatch.setattr("benchmarks.ablations.weights", lambda: {"transformer.safetensors": "others"})
+    assert not Store(tmp_path / "found.json").runs
 
 
 def test_proxies_are_read_from_videos_without_prompts() -> None:
@@ -96,6 +100,7 @@ def test_the_page_shows_the_committed_numbers_and_these_are_of_the_cells_of_toda
     content, cells = read()
     page = PAGE.read_text(encoding="utf-8")
     assert filled(page, tables(content, cells, costs_alone())) == page
+    assert content["files"] == weights()
     today = {name: configuration(cfg) for name, cfg in CELLS.items()}
     assert all(run["configuration"] == today[name] for name, cell in cells.items() for run in cell["runs"])
     summaries = {name: summary(name, cell["runs"])["scores"] for name, cell in cells.items()}
