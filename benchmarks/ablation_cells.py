@@ -80,6 +80,11 @@ BY_PIXELS = WatchSettings(guards=(
     GuardSettings(watch="motion_energy", below=0.6, steps=2, action="stop"),
     GuardSettings(watch="saturation", above=1.2, steps=2, action="stop"),
 ))  # fmt: skip
+# The first bound never spoke where steadiness was trained on: this one was added when that had been seen.
+CLOSELY = WatchSettings(guards=(
+    GuardSettings(watch="motion_energy", below=0.8, steps=2, action="stop"),
+    GuardSettings(watch="saturation", below=0.8, steps=2, action="stop"),
+))  # fmt: skip
 BY_JUDGE = WatchSettings(guards=(GuardSettings(watch="joint", drop=0.15, steps=2, action="stop"),))
 CLEAN, JOINT = reward("cleanliness", role="judge"), reward("joint", role="judge")
 BLOB, STILL = reward("pixel_saturation"), reward("pixel_steadiness")
@@ -107,6 +112,7 @@ CELLS: dict[str, TrainConfig] = {
         replace(BLOB, role="primary"), STILL, *KNOWING, regularisation=hacking("selective").regularisation),
     "c saturation, guarded by pixels": rewarded(BLOB, CLEAN, watch=BY_PIXELS),
     "c steadiness, guarded by pixels": rewarded(STILL, CLEAN, watch=BY_PIXELS),
+    "c steadiness, guarded closely": rewarded(STILL, CLEAN, watch=CLOSELY),
     "c saturation, guarded by joint": rewarded(BLOB, JOINT, watch=BY_JUDGE),
     "d adaptive": algorithm(replace(NFT, weighting="adaptive")),
     "d plain, fast": at_rate(standard(), 4, schedule="constant"),
