@@ -80,7 +80,7 @@ BY_PIXELS = WatchSettings(guards=(
     GuardSettings(watch="motion_energy", below=0.6, steps=2, action="stop"),
     GuardSettings(watch="saturation", above=1.2, steps=2, action="stop"),
 ))  # fmt: skip
-# The first bound never spoke where steadiness was trained on: this one was added when that had been seen.
+# At 60 % it never spoke where steadiness was trained on; this one was added when that had been seen.
 CLOSELY = WatchSettings(guards=(
     GuardSettings(watch="motion_energy", below=0.8, steps=2, action="stop"),
     GuardSettings(watch="saturation", below=0.8, steps=2, action="stop"),
