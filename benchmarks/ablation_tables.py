@@ -81,9 +81,9 @@ def said(values: Sequence[float], form: str = ".3f") -> str:
     return f"{found['mean']:{form}}{ends}"
 
 
-def score(cell: Content, measure: str) -> str:
+def score(cell: Content, measure: str, form: str = ".3f") -> str:
     """One of a cell's scores."""
-    return said([run["scores"][measure] for run in cell["runs"]])
+    return said([run["scores"][measure] for run in cell["runs"]], form)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -159,9 +159,12 @@ def pairs(content: Content, cells: Sequence[Content]) -> Table:
 
 def rewards(content: Content, cells: Sequence[Content]) -> Table:
     """What is trained on, and what becomes of what is not."""
-    base, measures = content[BASE]["short"], (PROXY, "pixel_steadiness", JUDGED, "shape", "motion")
-    rows = [["base", *(f"{base[name]:.3f}" for name in measures), ""]]
-    rows += [[short(cell["name"]), *(score(cell, name) for name in measures), f"{cell['samples']:g}"] for cell in cells]
+    base = content[BASE]["short"]
+    forms = {PROXY: ".3f", "pixel_steadiness": ".4f", JUDGED: ".3f", "shape": ".3f", "motion": ".3f"}
+    rows = [["base", *(f"{base[name]:{form}}" for name, form in forms.items()), ""]]
+    for cell in cells:
+        parts = [score(cell, name, form) for name, form in forms.items()]
+        rows.append([short(cell["name"]), *parts, f"{cell['samples']:g}"])
     return ["rewards", "saturation", "steadiness", "joint oracle", "shape", "motion", "videos made"], rows
 
 
