@@ -16,7 +16,11 @@ Weighting = Literal["none", "adaptive"]
 
 @config
 class NFTSettings(ForwardSettings):
-    """Negative-aware fine-tuning: good samples pull, bad ones push."""
+    """Negative-aware fine-tuning: good samples pull, bad ones push.
+
+    No weighting by default: the cells ``d adaptive`` and ``d adaptive, fast`` of docs/evidence.md gain nothing by it.
+    ``beta`` has no default, as it acts together with the learning rate (``e beta 0.3``, ``e beta 1``).
+    """
 
     name: Literal["nft"] = setting("algorithm", default="nft")
     beta: float = setting("how far the implicit positive and negative policies stand from the behavior policy", gt=0)

@@ -20,7 +20,12 @@ Space = Literal["x0", "velocity"]
 
 @config
 class RegularisationSettings:
-    """A pull of the learner towards the reference policy, on some of the samples."""
+    """A pull of the learner towards the reference policy, on some of the samples.
+
+    By default there is none: docs/evidence.md has a reward that is hacked without one (``b none``), and rewards that
+    are not (``c all``). Selective, ascending and moving are the paper's words; no other cell ``b`` does better
+    beyond chance, and ``b selective fixed`` and ``b uniform fixed`` hold a reward back most.
+    """
 
     samples: Literal["none", "selective", "uniform", "random"] = setting(
         "whom it pulls: nobody; those that the primary reward likes and the auxiliary ones do not; everybody; or as "
