@@ -18,6 +18,7 @@ from astrolabe.rl.reward_weighted import RewardWeightedSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.shapes.model import CLIP_FRAMES
 
+BLIND = 1e9  # an a_max at which every sample weighs the same; added when it had been seen that positive falls
 NFT = NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=1, common_noise=True)
 POSITIVE = PositiveSettings(beta=0.1, behavior_keep=0.5, common_noise=True)
 WEIGHTED = RewardWeightedSettings(behavior_keep=0.5, common_noise=True)
@@ -125,6 +126,7 @@ CELLS: dict[str, TrainConfig] = {
     "r positive": algorithm(POSITIVE),
     "r positive, sharper": algorithm(replace(POSITIVE, a_max=1.0)),
     "r positive, sharper, slower": at_rate(algorithm(replace(POSITIVE, a_max=1.0)), 0.25),
+    "r positive, blind": algorithm(replace(POSITIVE, a_max=BLIND)),
     "r reward_weighted": algorithm(WEIGHTED),
     "r reward_weighted, slower": at_rate(algorithm(WEIGHTED), 0.25),
     "r grpo": algorithm(GRPO),
