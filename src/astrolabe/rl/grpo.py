@@ -26,7 +26,10 @@ from astrolabe.types import Latents, PerSample
 
 @config
 class GRPOSettings(AlgorithmSettings):
-    """GRPO: clipped ratios of the probabilities of the sampler's own steps."""
+    """GRPO: clipped ratios of the probabilities of the sampler's own steps.
+
+    On the embedded model it does not rise above the base, at two learning rates: cells ``r grpo`` of docs/evidence.md.
+    """
 
     name: Literal["grpo"] = setting("algorithm", default="grpo")
     clip: float = setting("how far a ratio may leave one before it no longer counts", default=1e-3, gt=0)

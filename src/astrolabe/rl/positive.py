@@ -12,7 +12,11 @@ from astrolabe.types import Latents, PerSample
 
 @config
 class PositiveSettings(ForwardSettings):
-    """Positive-only fine-tuning: every sample pulls, good ones more."""
+    """Positive-only fine-tuning: every sample pulls, good ones more.
+
+    On a distilled generator the pull by itself ruins the videos, with rewards or without: cells ``r positive`` and
+    ``r positive, blind`` of docs/evidence.md.
+    """
 
     name: Literal["positive"] = setting("algorithm", default="positive")
     beta: float = setting("how far the implicit positive policy stands from the behavior policy", gt=0)

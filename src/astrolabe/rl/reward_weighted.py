@@ -15,7 +15,11 @@ from astrolabe.types import Latents, PerSample
 
 @config
 class RewardWeightedSettings(ForwardSettings):
-    """Reward-weighted regression."""
+    """Reward-weighted regression.
+
+    It learns from rewards, but on a distilled generator loses more by the pull on every sample than it wins: cells
+    ``r reward_weighted`` of docs/evidence.md.
+    """
 
     name: Literal["reward_weighted"] = setting("algorithm", default="reward_weighted")
     temperature: float = setting(

@@ -32,7 +32,11 @@ class RolloutSettings:
 
 @config
 class WindowSettings:
-    """Which part of a video is a clip: made several times, scored and trained on."""
+    """Which part of a video is a clip: made several times, scored and trained on.
+
+    For videos longer than a clip prefer ``start`` random: trained at the beginning alone, a stream gets worse towards
+    its end (cells ``s`` of docs/evidence.md).
+    """
 
     frames: int = setting("length of a clip", unit="latent frames", ge=1)
     start: Literal["first", "random", "choices"] = setting(
