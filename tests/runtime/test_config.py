@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from astrolabe.runtime.config import (
+    changes,
     config,
     describe,
     diff,
@@ -17,6 +18,7 @@ from astrolabe.runtime.config import (
     load_yaml,
     override,
     parse_overrides,
+    paths_in,
     save_yaml,
     setting,
     to_dict,
@@ -297,3 +299,28 @@ def test_a_difference_names_what_only_one_side_has():
     on = dataclasses.replace(RUN, ema=Optimizer(lr=1.0))
     assert "ema.lr: (absent) -> 1.0" in diff(RUN, on)
     assert diff(RUN, RUN) == []
+
+
+@config
+class Marked:
+    """Settings that say what they are."""
+
+    lr: float = setting("a rate", default=1.0)
+    batch: int = setting("at once", default=1, affects="rounding")
+    every: int = setting("now and then", default=1, affects="nothing")
+    file: str = setting("a file", default="", path=True)
+    other: Path | None = setting("another", default=None, path=True)
+    inner: Reward | None = setting("a group", default=None)
+
+
+def test_a_change_says_what_it_affects_and_what_one_side_lacks_affects_results():
+    changed = changes(Marked(), Marked(lr=2.0, batch=2, every=2, inner=Reward(name="x")))
+    assert {change.name: change.affects for change in changed} == {
+        "lr": "results", "batch": "rounding", "every": "nothing", "inner": "results", "inner.name": "results",
+        "inner.weight": "results",
+    }  # fmt: skip
+
+
+def test_settings_that_name_files_are_known_and_empty_ones_left_out():
+    assert paths_in(Marked()) == {}
+    assert paths_in(Marked(file="a/b", other=Path("c"))) == {"file": "a/b", "other": "c"}

@@ -26,7 +26,9 @@ from pydantic.dataclasses import dataclass
 from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.settings import (
+    Affects,
     Leaf,
+    affects_of,
     arms,
     child_of,
     choices,
@@ -36,6 +38,7 @@ from astrolabe.runtime.settings import (
     fields_of,
     gloss,
     is_config_type,
+    is_path,
     leaves_of,
     limits_text,
     parse,
@@ -59,10 +62,17 @@ def setting(
     lt: float | None = None,
     le: float | None = None,
     min_length: int | None = None,
+    affects: Affects = "results",
+    path: bool = False,
 ) -> Any:
-    """One field of a configuration; without ``default`` it is required. Bounds hold for the value, or its length."""
+    """One field of a configuration; without ``default`` it is required. Bounds hold for the value, or its length.
+
+    ``affects``: what another value changes of a run: its results, their rounding alone, or nothing. ``path``: the text
+    may name a file or a folder, relative to where the command is given.
+    """
     bounds: dict[str, Any] = {"gt": gt, "ge": ge, "lt": lt, "le": le, "min_length": min_length}
-    return Field(default, description=description, json_schema_extra={"unit": unit}, **bounds)
+    extra: dict[str, Any] = {"unit": unit, "affects": affects, "path": path}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting,))
@@ -102,12 +112,40 @@ def describe(cfg: Any) -> list[FieldDoc]:
     ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A setting that differs between two configurations, as text."""
+
+    name: str
+    old: str
+    new: str
+    affects: Affects
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.old} -> {self.new}"
+
+
+def changes(before: Any, after: Any) -> list[Change]:
+    """Every setting that differs; one that only one side has is ``(absent)`` on the other, and affects results."""
+    olds, news = ({leaf.name: leaf for leaf in leaves_of(cfg) if not leaf.group} for cfg in (before, after))
+    found = []
+    for name in olds | news:
+        old, new = olds.get(name), news.get(name)
+        before_text, after_text = (shown(leaf.value) if leaf else "(absent)" for leaf in (old, new))
+        if before_text != after_text:
+            found.append(Change(name, before_text, after_text, affects_of(new.info) if old and new else "results"))
+    return found
+
+
 def diff(before: Any, after: Any) -> list[str]:
-    """``field: a -> b`` for every setting that differs; one that only one side has is ``(absent)`` on the other."""
-    olds = {leaf.name: shown(leaf.value) for leaf in leaves_of(before) if not leaf.group}
-    news = {leaf.name: shown(leaf.value) for leaf in leaves_of(after) if not leaf.group}
-    pairs = [(name, olds.get(name, "(absent)"), news.get(name, "(absent)")) for name in olds | news]
-    return [f"{name}: {old} -> {new}" for name, old, new in pairs if old != new]
+    """``field: a -> b`` for every setting that differs."""
+    return [str(change) for change in changes(before, after)]
+
+
+def paths_in(cfg: Any) -> dict[str, str]:
+    """The settings that may name a file or a folder, by dotted name; empty ones and ``none`` are left out."""
+    leaves = (leaf for leaf in leaves_of(cfg) if not leaf.group and is_path(leaf.info))
+    return {leaf.name: str(leaf.value) for leaf in leaves if leaf.value not in (None, "")}
 
 
 # ------------------------------------------------------------------------------------------------ the command line

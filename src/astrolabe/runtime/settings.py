@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import annotated_types as limit
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from astrolabe.runtime.errors import UserError
 
+Affects = Literal["results", "rounding", "nothing"]
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "none"}
 SYMBOLS = {limit.Gt: ("gt", ">"), limit.Ge: ("ge", ">="), limit.Lt: ("lt", "<"), limit.Le: ("le", "<=")}
@@ -175,6 +176,18 @@ def leaves_of(cfg: Any, prefix: str = "") -> Iterator[Leaf]:
 def unit_of(info: FieldInfo) -> str:
     extra = info.json_schema_extra
     return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def affects_of(info: FieldInfo) -> Affects:
+    """What another value of the setting changes of a run."""
+    extra = info.json_schema_extra
+    return cast(Affects, extra.get("affects", "results")) if isinstance(extra, dict) else "results"
+
+
+def is_path(info: FieldInfo) -> bool:
+    """Whether the setting may name a file or a folder."""
+    extra = info.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("path"))
 
 
 def gloss(info: FieldInfo) -> str:
