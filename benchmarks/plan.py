@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +35,6 @@ from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
-from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.config import override
 from astrolabe.shapes.world import FPS
 from astrolabe.train import Eye
@@ -168,12 +166,12 @@ def compare(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Every configuration, then the JSON."""
-    parser = Parser(prog="python -m benchmarks.plan", description=__doc__)
-    parser.add_argument("--only", type=whole(0, len(configurations()) - 1), help="one of them, by its number")
-    parser.add_argument("--measure", type=one_of([*MEASURED, *configurations()]), nargs=2, help=argparse.SUPPRESS)
-    args = parser.read(argv)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
+    parser.add_argument("--only", type=int, help="one of them, by its number")
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.measure:
         print("\n" + json.dumps(MEASURED[args.measure[0]](args.measure[1])))
         return
@@ -190,4 +188,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main()

@@ -21,7 +21,6 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.pool import PoolSettings
 from astrolabe.rewards.settings import RewardSettings, WorkerSettings
-from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train
 from benchmarks.provenance import write_result
@@ -63,9 +62,8 @@ def measured(workers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Measure, and write what was found."""
-    Parser(prog="python -m benchmarks.pool", description=__doc__).read(argv)
     torch.set_num_threads(1)
     rows = [measured(workers) for workers in (0, 1, 2)]
     for row in rows:
@@ -77,4 +75,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    main()

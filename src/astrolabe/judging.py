@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from astrolabe.evaluation.statistics import rank_correlation
 from astrolabe.rewards.base import Member, attempt, judged
 from astrolabe.rewards.cache import ScoreCache, identity
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.server import ServerSettings
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardSettings
-from astrolabe.runtime.config import override
+from astrolabe.rewards.spec import parse_spec
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.video import frame_rate, read_frames
@@ -42,33 +41,6 @@ class Judged:
     refusal: str = ""
 
 
-def named(spec: str) -> RewardSettings:
-    """The settings that a word on the command line stands for: ``NAME`` or ``file.py:Class``, and after commas what is
-    set: ``hpsv3,frames=8,model.weights=/models/hpsv3``."""
-    name, *fields = spec.split(",")
-    texts: dict[str, str] = {}
-    for field in fields:
-        key, equals, value = field.partition("=")
-        if not equals:
-            raise UserError(f"{spec}: {field!r} is no setting; write NAME,frames=8")
-        texts[key] = value
-    if name == "server":
-        return override(RewardSettings(name=name, server=asked(spec, texts)), texts)
-    settings = RewardSettings(name=name)
-    if any(key.startswith("model.") for key in texts):
-        settings = RewardSettings(name=name, model=settings.reward_model)
-    return override(settings, texts)
-
-
-def asked(spec: str, texts: Mapping[str, str]) -> ServerSettings:
-    """The server that a word on the command line names."""
-    needed = [f"server.{field}" for field in ("url", "model", "rubric")]
-    if missing := [key for key in needed if key not in texts]:
-        raise UserError(f"{spec}: a judge behind a server needs {', '.join(missing)}: server,server.url=http://...")
-    url, model, rubric = (texts[key] for key in needed)
-    return ServerSettings(url=url, model=model, rubric=Path(rubric))
-
-
 def opened(settings: RewardSettings, fps: float = float(FPS), chunk_frames: int = CHUNK) -> Member:
     """The reward that the settings name, and what it sees."""
     return Member(Opening(fps=fps, chunk_frames=chunk_frames).reward(settings), frames=settings.frames)
@@ -76,7 +48,7 @@ def opened(settings: RewardSettings, fps: float = float(FPS), chunk_frames: int 
 
 def check(spec: str) -> Iterator[Finding]:
     """Whether a reward keeps to what training asks of one; it is tried on videos of the shapes world."""
-    settings = named(spec)
+    settings = parse_spec(spec)
     member = opened(settings)
     yield Finding("opens", True, f"{member.reward.name}, {type(member.reward).__name__}")
     video, prompts = samples()
@@ -126,7 +98,7 @@ def score_files(
 
     Rewards that look at so many frames a second go by the first file's frame rate; one of another rate is not judged.
     """
-    settings, store = named(spec), ScoreCache(cache) if cache else None
+    settings, store = parse_spec(spec), ScoreCache(cache) if cache else None
     timed = settings.name in VIDEO_MODELS
     fps = next((rate for path in paths if (rate := rate_of(path))), float(FPS)) if timed else float(FPS)
     member, whose = opened(settings, fps, chunk_frames), identity(settings, fps, chunk_frames) if store else ""

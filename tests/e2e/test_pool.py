@@ -137,7 +137,7 @@ def test_rewards_may_need_two_versions_of_a_package(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_start_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"a worker of nowhere\.py:Mine did not start: .*nowhere\.py: no such file"):
+    with pytest.raises(UserError, match=r"a worker of nowhere\.py:Mine did not start: .*no such file as .*nowhere\.py"):
         Pool(RAY, [RewardSettings(name="nowhere.py:Mine")], Opening())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +16,13 @@ from hypothesis import strategies as st
 from astrolabe.rewards.base import Member, Scorer, ScoringError, UncertainReward, attempt, judged
 from astrolabe.rewards.cache import ScoreCache, identity
 from astrolabe.rewards.custom import load_custom, write_template
+from astrolabe.rewards.opening import Opening, look_at
+from astrolabe.rewards.pool import whole
 from astrolabe.rewards.server import ServerSettings
 from astrolabe.rewards.settings import KNOWN, RewardModelSettings, RewardSettings
+from astrolabe.rewards.spec import parse_spec
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.settings import Plain
 from astrolabe.types import Footage
 
 VIDEO = torch.rand(2, 9, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,9 +62,14 @@ def test_one_that_doubts_is_asked_for_its_doubt(tmp_path: Path) -> None:
         ("class Mine:\n    def __call__(self, video, prompts): ...\n", "a reward has a `name`"),
         ("class Mine:\n    name = 'mine'\n", "a reward has a `name` and a method"),
         (f"{HEAD}    def __call__(self, video): ...\n", r"takes \(video\): too many positional"),
-        (f"{HEAD}    def __init__(self, size): ...\n    def __call__(self, v, p): ...\n", "TypeError: .*size"),
+        (f"{HEAD}    def __init__(self, size): ...\n    def __call__(self, v, p): ...\n", "made with size, which"),
         ("import nosuchmodule\n", "ModuleNotFoundError: No module named 'nosuchmodule'"),
-        ("class Mine\n", "SyntaxError"),
+        ("class Mine\n", r"SyntaxError: expected ':' \(mine\.py, line 1\)$"),
+        ("import torch\n\ntorch.ones(2) @ torch.ones(3)\n", r"RuntimeError: .* \(mine\.py, line 3\)$"),
+        ("import sys\nsys.exit('no licence')\n", r"SystemExit: no licence \(mine\.py, line 2\)$"),
+        (f"{HEAD}    def __init__(self):\n        assert False\n", r"AssertionError \(mine\.py, line 5\)$"),
+        (f"{HEAD}    name = property(lambda self: 1 / 0)\n", r"division by zero \(mine\.py, line 4\)$"),
+        ("raise ValueError('one\\n' + 'long ' * 999)\n", r"ValueError: one (long ){59}\w* \(mine\.py, line 1\)$"),
     ],
 )
 def test_what_is_no_reward_is_refused_at_start(body: str, said: str, tmp_path: Path) -> None:
@@ -70,7 +82,8 @@ def test_what_is_no_reward_is_refused_at_start(body: str, said: str, tmp_path: P
     [
         ("torch.ones(3)", r"'mine' returned shape \[3\]; expected a tensor with one score for each of 2 videos"),
         ("[1.0, 2.0]", "'mine' returned list"),
-        ("1 / 0", r"mine\.py:Mine': ZeroDivisionError"),
+        ("1 / 0", r"mine\.py:Mine': ZeroDivisionError: division by zero \(mine\.py, line 5\)"),
+        ("torch.ones(2) @ torch.ones(3)", r"mine\.py:Mine': RuntimeError: .* \(mine\.py, line 5\)"),
         ("torch.ones(2, 1)", r"returned shape \[2, 1\]"),
     ],
 )
@@ -206,3 +219,105 @@ def test_what_is_no_cache_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a cache of scores"):
         ScoreCache(tmp_path / "a.txt")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "x" * 4096
+
+
+ARGUED = """
+import torch
+from pathlib import Path
+class Mine:
+    name = "mine"
+    def __init__(self, threshold: float, word: str = "a", count: int | None = None, place: Path = Path("."), any=None):
+        self.given = threshold, word, count, place, any
+    def __call__(self, video, prompts):
+        return torch.ones(len(video))
+"""
+
+
+def test_its_arguments_come_as_its_class_says(tmp_path: Path) -> None:
+    spec = written(tmp_path, ARGUED)
+    cases: list[tuple[dict[str, Plain], tuple[Any, ...]]] = [
+        ({"threshold": 0.3}, (0.3, "a", None, Path("."), None)),
+        ({"threshold": "1e-4", "word": "b", "count": 3}, (1e-4, "b", 3, Path("."), None)),
+        ({"threshold": 1, "place": "/a", "any": True}, (1.0, "a", None, Path("/a"), True)),
+    ]
+    for args, expected in cases:
+        found = load_custom(spec, args).reward.given  # type: ignore[attr-defined]
+        assert found == expected and [type(value) for value in found] == [type(value) for value in expected]
+    assert Opening().reward(parse_spec(f"{spec},args.threshold=0.3,args.count=7")).name == "mine"
+    one, other = (identity(parse_spec(f"{spec},args.threshold={number}")) for number in (0.3, 0.4))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ({}, "made with threshold, which is not given: write args.threshold=VALUE; its arguments: threshold: float,"),
+        (
+            {"thresold": 1.0},
+            "unknown argument thresold; did you mean threshold.* its arguments: threshold: float, word",
+        ),
+        ({"threshold": "much"}, "args.threshold=much: expected a number$"),
+        ({"threshold": True}, "args.threshold=true: expected a number$"),
+        ({"threshold": None}, "args.threshold=none: expected a number$"),
+        ({"threshold": 1.0, "count": 0.5}, "args.count=0.5: expected a whole number or none$"),
+        ({"threshold": 1.0, "word": 7}, """args.word=7: expected text; in quotes .* is text: '"7"'$"""),
+        ({"threshold": 1.0, "self": 7}, "unknown argument self"),
+    ],
+)
+def test_arguments_that_its_class_does_not_take_are_refused_before_it_is_made(
+    args: dict[str, Plain], said: str, tmp_path: Path
+) -> None:
+    made = ARGUED.replace("self.given =", "raise SystemError('it was made')\n        self.given =")
+    with pytest.raises(UserError, match=said):
+        load_custom(written(tmp_path, made), args)
+
+
+def test_one_that_takes_anything_is_given_anything_and_one_that_takes_nothing_says_so(tmp_path: Path) -> None:
+    body = f"{HEAD}    def __init__(self, **given): self.given = given\n    def __call__(self, v, p): ...\n"
+    assert load_custom(written(tmp_path, body), {"a": 1}).reward.given == {"a": 1}  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="unknown argument a; its arguments: none"):
+        load_custom(written(tmp_path, f"{HEAD}    def __call__(self, v, p): ...\n"), {"a": 1})
+
+
+def test_the_line_that_is_named_is_the_users_innermost(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import importlib.util\n"
+        f"found = importlib.util.spec_from_file_location('beside', {str(tmp_path / 'beside.py')!r})\n"
+        "beside = importlib.util.module_from_spec(found)\nfound.loader.exec_module(beside)\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "beside.py").write_text("import json\n\njson.loads('{')\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"JSONDecodeError: .* \(beside\.py, line 3\)$"):
+        load_custom(f"{tmp_path / 'mine.py'}:Mine")
+    (tmp_path / "beside.py").write_text("\n\ndef f(:\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"SyntaxError: invalid syntax \(beside\.py, line 3\)$"):
+        load_custom(f"{tmp_path / 'mine.py'}:Mine")
+
+
+def test_a_package_of_ones_own_is_named_by_its_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "judges_of_ours").mkdir()
+    (tmp_path / "judges_of_ours" / "red.py").write_text("\nimport json\njson.loads('{')\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"JSONDecodeError: .* \(red\.py, line 3\)$"):
+        load_custom("judges_of_ours.red:Mine")
+
+
+def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, f"{HEAD}    def __call__(self, v, p): ...\n")
+    assert load_custom("~/mine.py:Mine").name == "mine" and "your own" in look_at(RewardSettings(name="~/mine.py:Mine"))
+    assert whole(RewardSettings(name="~/mine.py:Mine")).name == f"{tmp_path / 'mine.py'}:Mine"
+
+
+def test_a_file_that_is_kept_from_us_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = written(tmp_path, HEAD)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for look in (lambda: look_at(RewardSettings(name=spec)), lambda: load_custom(spec)):
+        with pytest.raises(UserError, match=r"mine\.py cannot be read: Permission denied"):
+            look()
+    with pytest.raises(UserError, match="cannot be written: Permission denied"):
+        write_template("Redness", tmp_path / "redness.py")

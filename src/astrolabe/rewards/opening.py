@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPConfig
 from astrolabe.models.released import find_file
 from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
-from astrolabe.rewards.custom import load_custom, spec_file
+from astrolabe.rewards.custom import check_readable, load_custom, spec_file
 from astrolabe.rewards.pixels import ANY_VIDEO, PixelReward, boundary_jump
 from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
@@ -112,7 +112,7 @@ class Opening:
         """One reward; UserError for whatever is missing or does not fit."""
         name, model = settings.name, settings.reward_model
         if settings.own:
-            return load_custom(name)
+            return load_custom(name, settings.args)
         if settings.server is not None:
             return ServerReward(settings.server)
         if name == "random":
@@ -197,8 +197,8 @@ def look_at(settings: RewardSettings) -> str:
     """
     if settings.own:
         path = spec_file(settings.name)
-        if path is not None and not path.is_file():
-            raise UserError(f"reward {settings.name}: no such file as {path}")
+        if path is not None:
+            check_readable(settings.name, path)
         return "your own; `astrolabe rewards check` tries it"
     if settings.name not in RELEASED_REWARDS:
         return "built in"

@@ -10,6 +10,7 @@ from astrolabe.rewards.server import ServerSettings
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.device import Dtype, torch_dtype, usual_device
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.settings import Plain
 from astrolabe.types import Span
 
 ORACLES = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness", "smoothness",
@@ -90,6 +91,9 @@ class RewardSettings:
     model: RewardModelSettings | None = setting("of a reward model; none: all as its authors have it", default=None)
     server: ServerSettings | None = setting("of the reward `server`: whom it asks, and what", default=None)
     worker: WorkerSettings = WorkerSettings()
+    args: dict[str, Plain] = setting(
+        "of a reward of your own: what its class is made with, by the names that its __init__ gives them", default={}
+    )
 
     @property
     def own(self) -> bool:
@@ -107,7 +111,13 @@ class RewardSettings:
                 f"reward {self.name!r} is unknown{nearest(self.name, KNOWN)}; there are: {', '.join(KNOWN)}; one of "
                 "your own is named path/to/file.py:Class"
             )
+        if self.own and not self.name.rpartition(":")[2].isidentifier():
+            raise UserError(f"reward {self.name!r}: expected path/to/file.py:Class or package.module:Class")
         if (self.server is not None) != (self.name == "server"):
             raise UserError(f"reward {self.name}: `server` (url, model, rubric) is for the reward of that name alone")
         if self.model is not None and self.name not in MODELS:
             raise UserError(f"reward {self.name}: model is for {', '.join(MODELS)}; leave it out")
+        if self.args and not self.own:
+            raise UserError(f"reward {self.name}: args are for a reward of your own, path/to/file.py:Class")
+        if odd := [name for name in self.args if not name.isidentifier()]:
+            raise UserError(f"reward {self.name}: args: {odd[0]!r} is no name of an argument")

@@ -42,6 +42,7 @@ from astrolabe.runtime.settings import (
     leaves_of,
     limits_text,
     parse,
+    parse_plain,
     shown,
     type_text,
     unit_of,
@@ -180,6 +181,10 @@ def override(cfg: T, texts: Mapping[str, str]) -> T:
     leaves = {leaf.name: leaf for leaf in leaves_of(cfg)}
     values: dict[str, Any] = {}
     for name, text in texts.items():
+        if holder := _holder(name, leaves):
+            held = values.setdefault(holder, dict(leaves[holder].value))
+            held[name.removeprefix(f"{holder}.")] = parse_plain(text)
+            continue
         if name not in leaves:
             raise UserError(_unknown(name, leaves))
         try:
@@ -190,6 +195,13 @@ def override(cfg: T, texts: Mapping[str, str]) -> T:
         if below:
             raise UserError(f"{name}={text} leaves no {below[0]} to set: drop one of the two")
     return _rebuilt(cfg, "", values, leaves, texts)
+
+
+def _holder(name: str, leaves: Mapping[str, Leaf]) -> str:
+    """The setting of plain values, by names of somebody else's, that ``name`` is one of; empty when there is none."""
+    holder, _, own = name.rpartition(".")
+    open_ended = holder in leaves and any(get_origin(arm) is dict for arm in arms(leaves[holder].info.annotation))
+    return holder if open_ended and own.isidentifier() else ""
 
 
 def _rebuilt(

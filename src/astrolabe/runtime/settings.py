@@ -1,12 +1,15 @@
 """One setting of a configuration, as a person meets it: how its text is read, its value shown, a wrong one refused.
 
 The types a setting may have: ``int float bool str Path``, a ``Literal``, a tuple of these, a configuration, a tuple of
-configurations, and a union of any of them with ``None``.
+configurations, and a union of any of them with ``None``; and ``dict[str, Plain]``, plain values under names that
+somebody else chose.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,6 +23,11 @@ from pydantic.fields import FieldInfo
 from astrolabe.runtime.errors import UserError
 
 Affects = Literal["results", "rounding", "nothing"]
+Plain = bool | int | float | str | None
+KEY = re.compile(r"([^\W\d]\w*(?:\.\w+)*)=(?!=)")  # what begins a setting in a line of several: `model.weights=`
+# Digits of any other form (1_000, 007) are text: they may be part of a name.
+WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]*|[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path", NoneType: "none"}
 SYMBOLS = {limit.Gt: ("gt", ">"), limit.Ge: ("ge", ">="), limit.Lt: ("lt", "<"), limit.Le: ("le", "<=")}
@@ -49,6 +57,8 @@ def parse(kind: Any, text: str) -> Any:
         return _parse_choice(get_args(kind), text)
     if get_origin(kind) is tuple:
         return _parse_tuple(get_args(kind), text)
+    if get_origin(kind) is dict:
+        return {name: parse_plain(value) for name, value in pairs(text)}
     if kind in (int, float, str, Path):
         return kind(text)
     raise ValueError(text)
@@ -80,8 +90,51 @@ def _parse_tuple(kinds: tuple[Any, ...], text: str) -> tuple[Any, ...]:
     return tuple(parse(kind, part) for kind, part in zip(kinds, parts, strict=True))
 
 
+def parts(text: str) -> list[str]:
+    """``text`` cut at its commas, but only at those before ``name=``: any other comma belongs to a value."""
+    cuts = [found.start() for found in re.finditer(",", text) if KEY.match(text, found.end())]
+    return [text[start:end] for start, end in zip([0, *(cut + 1 for cut in cuts)], [*cuts, len(text)], strict=True)]
+
+
+def pairs(text: str) -> list[tuple[str, str]]:
+    """``a=1,b.c=2,3`` as ``[("a", "1"), ("b.c", "2,3")]``; ValueError, with what it is, for anything else, and for a
+    name that stands there twice."""
+    found: dict[str, str] = {}
+    for part in parts(text) if text.strip() else []:
+        name, equals, value = part.partition("=")
+        if not equals or not KEY.match(part):
+            raise ValueError(f"{part!r} is no setting: write name=value")
+        if name in found:
+            raise ValueError(f"{name} is set twice")
+        found[name] = value
+    return list(found.items())
+
+
+def parse_plain(text: str) -> Plain:
+    """The plain value that ``text`` stands for: ``none``, ``true`` or ``false``, a number, or else text, which may
+    stand in double quotes, with JSON's escapes, where it would be taken for something else."""
+    if text.lower() in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[text.lower()]
+    try:
+        if NUMBER.fullmatch(text):
+            return int(text) if WHOLE.fullmatch(text) else float(text)
+        quoted = json.loads(text) if text.startswith('"') else text
+    except ValueError:  # no JSON after all, or more digits than a number may have
+        return text
+    return quoted if isinstance(quoted, str) else text
+
+
+def _shown_plain(value: Plain) -> str:
+    if not isinstance(value, str):
+        return shown(value)
+    clear = parse_plain(value) == value and len(parts(value)) == 1 and not value.startswith("=")
+    return value if clear else json.dumps(value).replace("=", r"\u003d")
+
+
 def shown(value: Any) -> str:
     """``value`` as a person would type it; ``parse`` reads it back."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={_shown_plain(item)}" for name, item in value.items())
     if value is None or isinstance(value, bool):
         return str(value).lower()
     return ",".join(shown(item) for item in value) if isinstance(value, tuple) else str(value)
@@ -96,6 +149,8 @@ def type_text(kind: Any) -> str:
         return " | ".join(shown(choice) for choice in get_args(kind))
     if get_origin(kind) is tuple:
         return ",".join("..." if item is Ellipsis else type_text(item) for item in get_args(kind))
+    if get_origin(kind) is dict:
+        return "name=value,..."
     return "none" if kind is NoneType else str(kind.__name__)
 
 
@@ -134,6 +189,8 @@ def _expected_arm(kind: Any, limits: str) -> str:
         phrase = f"{count}values separated by commas ({', '.join(each)}{', ...' if not count else ''})"
     elif is_config_type(kind):
         phrase = "a group of settings"
+    elif get_origin(kind) is dict:
+        phrase = "name=value, name=value, ... (plain values: numbers, text, true, false, none)"
     else:
         phrase = WORDS[kind]
     return f"{phrase} {limits}".rstrip()
