@@ -15,7 +15,7 @@ demo: $(VENV)/.installed ## align the embedded model on this machine and write a
 	$(BIN)/astrolabe demo
 
 test: $(VENV)/.installed-dev lint ## style, types and every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 shapes: $(VENV)/.installed ## train the embedded shapes model again, from nothing
 	$(BIN)/python -m astrolabe.pretrain

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astrolabe.runtime.arguments import Parser, run_program
 from benchmarks.ablation_plots import IMAGES, draw
 from benchmarks.ablation_tables import filled, read, tables
 from benchmarks.rivals import RESULT as ALONE
@@ -18,8 +20,9 @@ def costs_alone() -> dict[str, Any]:
     return dict(json.loads(ALONE.read_text(encoding="utf-8"))["algorithms"]) if ALONE.exists() else {}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw what is there and put the tables into the page."""
+    Parser(prog="python -m benchmarks.ablation_page", description=__doc__).read(argv)
     content, cells = read()
     alone = costs_alone()
     draw(content, cells, alone)
@@ -28,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -30,7 +30,9 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.policies import Policies
 from astrolabe.runs import RunFolder, open_run
+from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.runtime.config import diff, to_dict
+from astrolabe.runtime.errors import nearest
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.model import CLIP_FRAMES, load_shapes_model
 from astrolabe.train import train
@@ -208,23 +210,32 @@ def run(store: Store, cell: str, seed: int) -> bool:
     return not done.returncode
 
 
-def main() -> None:
+def cells_named(word: str) -> list[str]:
+    """The cells that a word on the command line means: one by its name, or all with a first letter."""
+    found = [cell for cell in CELLS if word in (cell, cell[0])]
+    if not found:
+        raise argparse.ArgumentTypeError(f"no cell is called {word!r}{nearest(word, CELLS)}")
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations", description=__doc__)
-    parser.add_argument("--only", nargs="+", default=list(CELLS), help="names of cells, or their first letters")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at the same time, a thread each")
+    parser = Parser(prog="python -m benchmarks.ablations", description=__doc__)
+    parser.add_argument("--only", type=cells_named, nargs="+", default=[list(CELLS)], metavar="CELL",
+                        help="names of cells, or their first letters")  # fmt: skip
+    parser.add_argument("--seeds", type=whole(0), nargs="+", default=SEEDS)
+    parser.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="runs at the same time, a thread each")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if len(args.seeds) > max(STUDENT_T):
-        parser.error(f"at most {max(STUDENT_T)} seeds")
+    args = parser.read(argv)
+    if len(args.seeds) > max(STUDENT_T) or len(set(args.seeds)) < len(args.seeds):
+        parser.error(f"--seeds: expected at most {max(STUDENT_T)} seeds, each once")
     if args.run:
         cell, seed, place = args.run[0], int(args.run[1]), Path(args.run[2])
         result = base_run() if cell == BASE else one_run(cell, seed, place / "run")
         (place / "result.json").write_text(json.dumps(result), encoding="utf-8")
         return
     store = Store(RESULT)
-    wanted = [cell for cell in CELLS if cell in args.only or cell[0] in args.only]
+    wanted = [cell for cell in CELLS if any(cell in cells for cells in args.only)]
     with ThreadPoolExecutor(args.workers) as pool:
         tried = [(BASE, 0), *((cell, seed) for seed in args.seeds for cell in wanted)]
         there = list(pool.map(lambda pair: run(store, *pair), tried))
@@ -232,4 +243,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runs import RunFolder, open_run
+from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train
 from astrolabe.types import Latents, Sigmas, Stretch
@@ -120,13 +122,13 @@ def in_a_process(environment: dict[str, str], *words: str) -> Any:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Every cell and seed, then the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.cells", description=__doc__)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--cell", choices=CELLS, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser = Parser(prog="python -m benchmarks.cells", description=__doc__)
+    parser.add_argument("--steps", type=whole(1), default=30)
+    parser.add_argument("--cell", type=one_of(CELLS), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=whole(0), help=argparse.SUPPRESS)
+    args = parser.read(argv)
     if args.cell:
         print("\n" + json.dumps(memory(args.cell) if args.seed is None else one(args.cell, args.seed, args.steps)))
         return
@@ -154,4 +156,4 @@ def mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

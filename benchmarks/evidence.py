@@ -10,10 +10,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from astrolabe.recipes.shapes import shapes
+from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.config import to_dict
 from astrolabe.shapes.model import SHIPPED
 from benchmarks.provenance import commit, write_result
@@ -55,8 +57,9 @@ def measured() -> dict[str, Any]:
     return {"recipe": to_dict(shapes()), "files": card["files"]}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure every run that is missing and write the result."""
+    Parser(prog="python -m benchmarks.evidence", description=__doc__).read(argv)
     folder = Path("runs/evidence") / commit()[:12]
     runs = {name: measure(folder / name.replace(" ", "-"), *what) for name, what in RUNS.items()}
     write_result(RESULT, "make evidence", {"measured": measured(), "runs": runs})
@@ -68,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

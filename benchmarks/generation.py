@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.rollout.live import PlacedNoise, VideoStream
+from astrolabe.runtime.arguments import Parser, new_file, one_of, run_program, whole
+from astrolabe.runtime.device import check_device
 from benchmarks.measuring import resident
 from benchmarks.provenance import write_result
 
@@ -38,17 +41,23 @@ SIZES = {
     "1.3B": (WAN_1_3B, (16, 60, 104), 96),
     "14B": (WAN_14B, (16, 60, 104), 96),
 }
+CHUNK = 3  # latent frames
 LENGTHS = (21, 84, 336, 1344, 4098)
 # Large blocks are given back at once; small ones are not, which would cost speed.
 LARGE_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_TRIM_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
 RESULT = Path("benchmarks/results/generation.json")
 
 
+def streaming(args: argparse.Namespace) -> StreamConfig:
+    """How it streams; UserError when its window cannot hold the sink."""
+    return StreamConfig(CHUNK, args.window, args.sink, "relative", 5.0, (1000, 750, 500, 250))
+
+
 def build(args: argparse.Namespace) -> WanGenerator:
     """A model of random weights, made on its device."""
     config, shape, width = SIZES[args.size]
     dtype = getattr(torch, args.dtype)
-    stream = StreamConfig(3, args.window, args.sink, "relative", 5.0, (1000, 750, 500, 250))
+    stream = streaming(args)
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     with torch.device(args.device):
@@ -65,7 +74,7 @@ def one(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     on_gpu = torch.device(args.device).type == "cuda"
     text = torch.randn(1, 512 if on_gpu else 16, model.transformer.config.text_dim).to(model.device, model.dtype)
     warm = VideoStream(model, text, PlacedNoise(1, [0]))
-    for _ in range(1 + (args.window or 3) // 3):
+    for _ in range(1 + (args.window or CHUNK) // CHUNK):
         warm.step()
     del warm
     if on_gpu:
@@ -73,7 +82,7 @@ def one(args: argparse.Namespace, frames: int) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
     stream = VideoStream(model, text, PlacedNoise(0, [0]))
     began, shown, first, peak = time.monotonic(), 0, 0.0, 0
-    for _ in range(frames // 3):
+    for _ in range(frames // CHUNK):
         video = stream.step().video
         assert video is not None
         shown += video[0].cpu().shape[0]  # as a viewer has it
@@ -91,18 +100,20 @@ def one(args: argparse.Namespace, frames: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Every length, then the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.generation", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--frames", type=int, nargs="+", default=LENGTHS)
+    parser = Parser(prog="python -m benchmarks.generation", description=__doc__)
+    parser.add_argument("--size", type=one_of(SIZES), default="tiny")
+    parser.add_argument("--frames", type=whole(CHUNK, multiple_of=CHUNK), nargs="+", default=LENGTHS)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
-    parser.add_argument("--window", type=int, default=12)
-    parser.add_argument("--sink", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--dtype", type=one_of(("bfloat16", "float32")), default="float32")
+    parser.add_argument("--window", type=whole(CHUNK), default=12)
+    parser.add_argument("--sink", type=whole(0), default=3)
+    parser.add_argument("--out", type=new_file, default=RESULT)
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.read(argv)
+    check_device(args.device, "--device")
+    streaming(args)
     if args.alone:
         print(json.dumps(one(args, args.frames[0])))
         return
@@ -128,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

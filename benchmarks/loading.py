@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.weights import load_transformer
+from astrolabe.runtime.arguments import Parser, new_file, run_program
 from benchmarks.provenance import write_result
 
 CONFIG = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=21, freq_dim=256, text_dim=4096)
@@ -54,12 +56,12 @@ def load(path: Path, dtype: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Both formats, each in a process of its own, then the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.loading", description=__doc__)
+    parser = Parser(prog="python -m benchmarks.loading", description=__doc__)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    args = parser.parse_args()
+    parser.add_argument("--out", type=new_file, default=RESULT)
+    args = parser.read(argv)
     if args.one:
         print(json.dumps(load(Path(args.one[0]), args.one[1])))
         return
@@ -78,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -6,7 +6,7 @@ base whose prompt changes: left alone, softly, by a cut.
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rollout.live import start
 from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.runs import RunFolder, open_run
+from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.sheets import contact_sheet
 from astrolabe.shapes.world import render
@@ -25,9 +26,11 @@ SCENES = split("test")[::5][:8]
 SEED = 4001  # in no evaluation
 
 
-def main(run: Path) -> None:
-    """Write the three sheets."""
-    cfg, generator, policies = open_run(RunFolder(run))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the sheets."""
+    parser = Parser(prog="python -m benchmarks.pictures", description=__doc__)
+    parser.add_argument("run", type=Path, help="a finished run of the embedded model")
+    cfg, generator, policies = open_run(RunFolder(parser.read(argv).run))
     prompts = [caption(scene, 0) for scene in SCENES]
     frames = cfg.window.frames
     text, noise = generator.encode_text(prompts), list(range(len(prompts)))
@@ -60,4 +63,4 @@ def script(generator: Generator) -> Image:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_program(main)

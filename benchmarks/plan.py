@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,7 @@ from astrolabe.rl.policies import LoraSettings, Policies
 from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
+from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.config import override
 from astrolabe.shapes.world import FPS
 from astrolabe.train import Eye
@@ -166,12 +168,12 @@ def compare(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Every configuration, then the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plan", description=__doc__)
-    parser.add_argument("--only", type=int, help="one of them, by its number")
-    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser = Parser(prog="python -m benchmarks.plan", description=__doc__)
+    parser.add_argument("--only", type=whole(0, len(configurations()) - 1), help="one of them, by its number")
+    parser.add_argument("--measure", type=one_of([*MEASURED, *configurations()]), nargs=2, help=argparse.SUPPRESS)
+    args = parser.read(argv)
     if args.measure:
         print("\n" + json.dumps(MEASURED[args.measure[0]](args.measure[1])))
         return
@@ -188,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from astrolabe.runtime.arguments import Parser, run_program
 
 RESULTS, OUT = Path("benchmarks/results"), Path("docs/images/streaming.svg")
 BLUE, GREY, RED = "#3465a4", "#b8b8b8", "#c0392b"
@@ -23,8 +26,9 @@ def bars(axes: Any, names: list[str], values: list[float], colours: list[str], f
     axes.tick_params(axis="x", labelsize=8)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw what is there."""
+    Parser(prog="python -m benchmarks.plots", description=__doc__).read(argv)
     streaming = json.loads((RESULTS / "streaming.json").read_text(encoding="utf-8"))
     plan = json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))
     cells = json.loads((RESULTS / "cells.json").read_text(encoding="utf-8"))["cells"]
@@ -70,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

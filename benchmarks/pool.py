@@ -21,6 +21,7 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.pool import PoolSettings
 from astrolabe.rewards.settings import RewardSettings, WorkerSettings
+from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train
 from benchmarks.provenance import write_result
@@ -62,8 +63,9 @@ def measured(workers: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, and write what was found."""
+    Parser(prog="python -m benchmarks.pool", description=__doc__).read(argv)
     torch.set_num_threads(1)
     rows = [measured(workers) for workers in (0, 1, 2)]
     for row in rows:
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

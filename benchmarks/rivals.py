@@ -7,16 +7,19 @@ process of its own, with freed blocks given back at once.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from astrolabe.runtime.arguments import Parser, one_of, run_program
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train
 from benchmarks.ablation_cells import CELLS
@@ -47,17 +50,20 @@ def one_run(name: str) -> dict[str, Any]:
 
 def alone(name: str, **environment: str) -> dict[str, Any]:
     """The same in a process of its own, on one thread."""
-    words = [sys.executable, "-m", "benchmarks.rivals", name]
+    words = [sys.executable, "-m", "benchmarks.rivals", "--one", name]
     here = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run(words, env=here, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure one after the other."""
-    if len(sys.argv) > 1:
-        print(json.dumps(one_run(sys.argv[1])))
+    parser = Parser(prog="python -m benchmarks.rivals", description=__doc__)
+    parser.add_argument("--one", type=one_of(ALGORITHMS), help=argparse.SUPPRESS)
+    args = parser.read(argv)
+    if args.one:
+        print(json.dumps(one_run(args.one)))
         return
     rounds: list[dict[str, dict[str, Any]]] = []
     for _ in range(ROUNDS):
@@ -73,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -41,6 +41,7 @@ from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
 from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
+from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.train import Eye
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
@@ -332,11 +333,11 @@ def by_phase(run: Training) -> dict[str, float]:
     return {name: round(spent[name], 3) for name in names} | {"whole step": round(time.monotonic() - began, 3)}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Every part, then the JSON."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.streaming", description=__doc__)
-    parser.add_argument("--memory", type=int, nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser = Parser(prog="python -m benchmarks.streaming", description=__doc__)
+    parser.add_argument("--memory", type=whole(1), nargs=2, help=argparse.SUPPRESS)
+    args = parser.read(argv)
     if args.memory:
         print("\n" + json.dumps(memory_of_a_step(*args.memory)))
         return
@@ -347,4 +348,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

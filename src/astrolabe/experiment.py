@@ -10,8 +10,8 @@ from typing import Any, Literal, cast
 
 import torch
 
-from astrolabe.data.prompts import PromptList, read_prompts
-from astrolabe.data.scripts import parse_script, plan
+from astrolabe.data.prompts import PromptList
+from astrolabe.data.scripts import parse_script, plan, prompts_of
 from astrolabe.models.opening import ReleasedName, ReleasedSettings, open_model
 from astrolabe.models.released import released
 from astrolabe.models.wan.config import StreamConfig
@@ -251,19 +251,18 @@ def check_doubt(name: str, regularisation: RegularisationSettings) -> None:
 
 def make_prompts(cfg: TrainConfig) -> PromptList:
     """The prompts that training draws from; UserError when the oracles could not judge one."""
-    if isinstance(cfg.model, ReleasedSettings):
-        texts = read_prompts(cfg.prompts)
-    elif cfg.prompts in ("train", "practice"):
+    embedded = not isinstance(cfg.model, ReleasedSettings)
+    if embedded and cfg.prompts in ("train", "practice"):
         scenes = split("train")
         if cfg.prompts == "practice":
             scenes = tuple(scene for scene in scenes if scene.motion in HARD or scene.shape in HARD)
         texts = [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
-    else:
-        texts = read_prompts(cfg.prompts)
-    prompts = PromptList(texts, cfg.rollout.prompts, cfg.seed)
-    if not isinstance(cfg.model, ReleasedSettings):
-        for text in prompts.texts:
-            parse(text)
+        return PromptList(texts, cfg.rollout.prompts, cfg.seed)
+    prompts = PromptList.read(cfg.prompts, cfg.rollout.prompts, cfg.seed)
+    for line in dict.fromkeys(prompts.prompts if embedded else ()):
+        with prompts.at(line):
+            for text in prompts_of([parse_script(line)]):
+                parse(text)
     return prompts
 
 
@@ -310,9 +309,12 @@ def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algor
     chunk = stream.chunk_frames
     algorithm.level_table(stream, 1 + (window.length - 1) // chunk)
     seconds = (4 * window.length - 3) / FPS
-    for line in dict.fromkeys(prompts.prompts if prompts else ()):
+    if prompts is None:
+        return
+    for line in dict.fromkeys(prompts.prompts):
         script = parse_script(line)
-        plan(script, seconds, FPS, chunk)
+        with prompts.at(line):
+            plan(script, seconds, FPS, chunk)
         if len(script) > 1 and stream.sink_frames % chunk and any(shot.enter == "switch" for shot in script[1:]):
             raise UserError(
                 f"model.sink_frames={stream.sink_frames} is not whole chunks of {chunk}, and the prompt {line!r} "

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -35,6 +33,7 @@ from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.window import Windows
 from astrolabe.runs import ADAPTER, BEST, RunFolder, base_fingerprint, make_policies, save_adapter
 from astrolabe.runtime.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from astrolabe.runtime.clock import Clock, Listener, nobody
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
@@ -60,69 +59,74 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     windows: Windows
     watch: Watch
+    on_change: Listener = nobody  # hears the phases of a step
 
     def step(self, step: int) -> Turn:
         """Rollout, scores, credit, update: one turn of the method, on one window of the streams."""
-        cfg, clock = self.cfg, [time.monotonic()]
+        cfg, clock = self.cfg, Clock(self.on_change)
         number, turn = divmod(step, cfg.window.per_stream)
         self.make_room("rollout")
-        with self.policies.using("behavior"):
+        with clock.phase("history"), self.policies.using("behavior"):
             if turn == 0:
                 batch, seed, start = self.streams(number)
                 self.windows.begin(batch, [parse_script(line) for line in batch], seed, start)
             place = self.windows.position
-            clock.append(time.monotonic())
-            eye = self.eye(cfg.rollout.group_size)
+        eye = self.eye(cfg.rollout.group_size, clock)
+        with clock.phase("rollout", cfg.rollout.prompts * cfg.rollout.group_size), self.policies.using("behavior"):
             rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"), see=eye.see)
-        clock += [time.monotonic() - eye.seconds, time.monotonic()]
-        scores = eye.scorer.scores(rollout.latents, cfg.max_dropped)
-        alarms, metrics, better = self.compare_with_base(rollout, scores, eye.meter, step)
-        best = self.policies.copy("behavior") if better else None
-        clock[-1] = time.monotonic()
-        experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
-        shown = kept_group(experience, self.windows) if self.shows(step) else None
-        rng = rng_for(cfg.seed, step, "update")
+        with clock.phase("rewards"):
+            scores = eye.scorer.scores(rollout.latents, cfg.max_dropped)
+            alarms, metrics, better = self.compare_with_base(rollout, scores, eye, step)
+            best = self.policies.copy("behavior") if better else None
+        with clock.phase("update"):
+            experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
+            shown = kept_group(experience, self.windows) if self.shows(step) else None
+            metrics |= credit | self.learn(experience, step)
+            metrics |= self.algorithm.after_step(self.policies, step, metrics)
+            if any(alarm.action == "refresh" for alarm in alarms):
+                self.algorithm.regulariser.refresh(self.policies)
+                metrics["reference_age"] = 0.0
+        with clock.phase("commit"):
+            if turn + 1 < cfg.window.per_stream:
+                self.make_room("rollout")
+                with self.policies.using("behavior"):
+                    self.windows.go_on(rollout.latents, self.chosen(experience, step))
+        seconds = {f"seconds/{name}": spent for name, spent in clock.seconds.items()}
+        metrics |= {"window": float(place)} | credit_metrics(experience) | seconds
+        return Turn(metrics, alarms, best, shown, eye.scorer.refusals)
+
+    def learn(self, experience: Experience, step: int) -> Metrics:
+        """One update, at the rate of the step."""
+        cfg = self.cfg
         lr = self.watch.rate * learning_rate(cfg.optimizer, step, cfg.steps)
         self.make_room("update")
-        metrics |= credit | update(
+        rng = rng_for(cfg.seed, step, "update")
+        found = update(
             self.generator, self.policies, self.algorithm, experience, self.optimizer, cfg.optimizer, lr, rng
         )
-        metrics |= self.algorithm.after_step(self.policies, step, metrics)
-        if any(alarm.action == "refresh" for alarm in alarms):
-            self.algorithm.regulariser.refresh(self.policies)
-            metrics["reference_age"] = 0.0
-        clock.append(time.monotonic())
-        if turn + 1 < cfg.window.per_stream:
-            self.make_room("rollout")
-            with self.policies.using("behavior"):
-                self.windows.go_on(rollout.latents, self.chosen(experience, step))
-        clock.append(time.monotonic())
-        phases = zip(("history", "rollout", "rewards", "update", "commit"), pairwise(clock), strict=True)
-        seconds = {f"seconds/{name}": end - begin for name, (begin, end) in phases}
-        metrics |= {"lr": lr, "window": float(place)} | credit_metrics(experience) | seconds
-        return Turn(metrics, alarms, best, shown, eye.scorer.refusals)
+        return found | {"lr": lr}
 
     def shows(self, step: int) -> bool:
         """Whether a group of this step is kept for the report: now and then, and of the last."""
         return step % self.cfg.sample_every == 0 or step + 1 == self.cfg.steps or self.watch.stopped
 
-    def eye(self, group_size: int) -> Eye:
+    def eye(self, group_size: int, clock: Clock) -> Eye:
         """What looks at candidates while they are made."""
         scorer = self.scorer(self.cfg.rollout.prompts * group_size)
-        return Eye(scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None)
+        return Eye(scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None, clock)
 
     def compare_with_base(
-        self, rollout: Rollout, scores: Scores, meter: Meter | None, step: int
+        self, rollout: Rollout, scores: Scores, eye: Eye, step: int
     ) -> tuple[list[Alarm], Metrics, bool]:
         """What guards and judges see: this rollout, and a few clips that the base makes in the same place and history.
         Last, whether the judges have never found it as much better."""
-        other = self.eye(BASE_CLIPS)
-        if meter is None or other.meter is None:
+        other = self.eye(BASE_CLIPS, eye.clock)
+        if eye.meter is None or other.meter is None:
             return [], {}, False
         with self.policies.using(None):
             base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS, other.see)
         normal = other.scorer.scores(base.latents, max_dropped=1.0)
-        own, usual = compared((meter, rollout), (other.meter, base))
+        own, usual = compared((eye.meter, rollout), (other.meter, base))
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
         alarms, metrics = self.watch.see(own | means[0], usual | means[1])
         better = self.watch.judge(means[0], means[1])
@@ -187,19 +191,21 @@ class Trainer:
 
 @dataclass
 class Eye:
-    """Judges and measures candidates as they come, and counts the seconds of it."""
+    """Judges and measures candidates as they come, in a phase of its own within theirs."""
 
     scorer: Scorer
     meter: Meter | None
-    seconds: float = 0.0
+    clock: Clock
+    seen: set[int] = field(default_factory=set)
 
     def see(self, part: Footage) -> None:
         """Look at some of them."""
-        began = time.monotonic()
-        self.scorer.see(part)
-        if self.meter:
-            self.meter.see(part)
-        self.seconds += time.monotonic() - began
+        with self.clock.phase("rewards"):
+            self.scorer.see(part)
+            if self.meter:
+                self.meter.see(part)
+        self.seen.update(part.rows.tolist())
+        self.clock.reach(len(self.seen))
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from astrolabe.data.scripts import Shot, frames_of, parse_script, plan, read_script
+from astrolabe.data.scripts import Shot, escaped, frames_of, parse_script, plan, read_script, script_line
 from astrolabe.runtime.errors import UserError
 
 
@@ -45,12 +46,51 @@ def test_what_is_written_is_read(shots: list[tuple[str, int | None, str]]) -> No
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "a cat [film stills]",
+        "a [red|blue] cat",
+        "[a|b]",
+        "a cat [xs]",
+        "a cat [infs]",
+        "a [5s] in the middle",
+        "[a|[b|c]]",
+    ],
+)
+def test_brackets_that_are_no_length_are_text_and_so_are_bars_in_them(text: str) -> None:
+    assert parse_script(text) == (Shot(text),)
+
+
+def test_a_bracket_that_is_not_closed_holds_no_bar() -> None:
+    assert parse_script("a [b | c[2.5 s]") == (Shot("a [b"), Shot("c", 2.5))
+
+
+plain = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.strip())
+signs = st.text(st.sampled_from("ab |[]\\5.s\n"), min_size=1).filter(lambda text: text.strip())
+
+
+@given(plain | signs)
+def test_text_without_bars_and_lengths_is_a_prompt_as_it_stands(text: str) -> None:
+    text = text.replace("|", "").replace("\\", "")
+    assume(text.strip() and not re.search(r"[0-9.]\s*s\s*\]\s*$", text))
+    assert parse_script(text) == (Shot(text.strip()),)
+
+
+@given(st.lists(plain | signs, min_size=1, max_size=3))
+def test_escaped_prompts_are_read_back_alone_and_in_a_script(prompts: list[str]) -> None:
+    assert parse_script(escaped(prompts[0])) == (Shot(prompts[0].strip()),)
+    assert parse_script(script_line(prompts)) == tuple(Shot(prompt.strip()) for prompt in prompts)
+
+
+@pytest.mark.parametrize(
     "text, complaint",
     [
         ("a cat[0s] | a dog", "lasts 0 s"),
         ("a cat[-3s]", "lasts -3 s"),
-        ("a cat[xs]", "is no length"),
-        ("a cat[infs]", "lasts inf s"),
+        ("a cat[1e999s]", "lasts inf s"),
+        ("a cat[1e9s]", "a day"),
+        ("a bird sings |", "without a prompt.*for a plain bar"),
+        ("a cat\udcff", "not valid Unicode"),
         ("a cat | ", "without a prompt"),
         ("a cat ||| a dog", "without a prompt"),
         ("", "without a prompt"),
@@ -80,7 +120,9 @@ def test_a_file_is_read(name: str, tmp_path: Path) -> None:
         (b"- prompt: x\n  length: 3", "shot 1 has length"),
         (b"- prompt: x\n  seconds: long", "lasts 'long'"),
         (b"- prompt: x\n  seconds: -1", "lasts -1 s"),
-        (b"- prompt: x\n  enter: fade", "enters by 'fade'"),
+        (b"- prompt: x\n  enter: fade", r"script\.yaml: .*enters by 'fade'"),
+        (b"- prompt: x\n  seconds: .inf", "lasts inf s"),
+        (b"- prompt: x\n  seconds: 1" + b"0" * 400, "script.yaml"),
         (b"- [", "not YAML or JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b"- !!python/object/apply:os.system ['true']", "not YAML or JSON"),
@@ -100,7 +142,7 @@ def test_lengths_become_whole_chunks(seconds: float, chunk: int, frames: int) ->
     assert frames_of(seconds, 16, chunk) == frames
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 0.01, float("nan"), float("inf")])
+@pytest.mark.parametrize("seconds", [0, -1, 0.01, 1e308, float("nan"), float("inf")])
 def test_lengths_that_no_chunking_fits_are_refused(seconds: float) -> None:
     with pytest.raises(UserError, match="seconds="):
         frames_of(seconds, 16, 3)

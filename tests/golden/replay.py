@@ -7,9 +7,11 @@ exceeds its tolerance, 2 for a file that cannot be replayed.
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from astrolabe.models.wan.text import assemble_umt5, embed
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.models.wan.vae import assemble_vae
 from astrolabe.rollout.stream import denoise_chunk
+from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
 from tests.golden import rewards
 
@@ -123,10 +126,19 @@ def replay_vae(path: str, config: dict[str, Any], tensors: dict[str, Tensor]) ->
 REPLAYS = {"stream": replay_stream, "forward": replay_forward, "umt5_encoder": replay_umt5, "wan_vae": replay_vae}
 
 
-def main(paths: Sequence[str]) -> int:
+def golden_file(word: str) -> str:
+    """The type of an argument that names a file which is there."""
+    if not Path(word).is_file():
+        raise argparse.ArgumentTypeError(f"{word}: no such file")
+    return word
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Replay every file; see the module."""
+    parser = Parser(prog="python -m tests.golden.replay", description=__doc__)
+    parser.add_argument("files", type=golden_file, nargs="+", metavar="FILE")
     failed = False
-    for path in paths:
+    for path in parser.read(argv).files:
         config, tensors = read(path)
         kind = config.get("kind")
         if kind not in REPLAYS and kind not in rewards.REPLAYS:
@@ -143,4 +155,4 @@ def main(paths: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(lambda: sys.exit(main()))

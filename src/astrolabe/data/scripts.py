@@ -2,7 +2,9 @@
 
 In one line: ``a cat[5s] | a dog[8s] || a bird``. ``|`` switches softly (the model goes on with what it sees, under the
 new prompt), ``||`` cuts (it starts afresh), ``[5s]`` says how long; a scene without a length shares what is left.
-A backslash before ``|`` or ``[`` makes it a plain character. In a file (YAML or JSON), a list:
+Only a number of seconds at a scene's end is a length: ``[film stills]`` is text. A bar between square brackets is text
+too, ``[red|blue]``, and a backslash before ``|`` or ``[`` makes it a plain character anywhere. In a file (YAML or
+JSON), a list:
 
     - prompt: a cat
       seconds: 5
@@ -14,7 +16,6 @@ A backslash before ``|`` or ``[`` makes it a plain character. In a file (YAML or
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -29,8 +30,11 @@ from astrolabe.runtime.errors import UserError
 
 Enter = Literal["switch", "cut"]
 FIELDS = ("prompt", "seconds", "enter")
-SEPARATOR = re.compile(r"(?<!\\)(\|\|?)")
-LENGTH = re.compile(r"(?<!\\)\[\s*([^\]\[]*?)\s*s\s*\]\s*$")
+NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+LENGTH = re.compile(rf"(?<!\\)\[\s*({NUMBER})\s*s\s*\]\s*$")
+SIGNS = re.compile(r"(?<!\\)(\|\|?|\[)|(\])")  # bars, and the brackets that make them plain
+SPECIAL = re.compile(rf"\||(?<=\\)\[|\[(?=\s*{NUMBER}\s*s\s*\]\s*$)")
+DAY = 86_400.0  # seconds: the longest video that is made; what is longer was hardly meant
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,12 @@ class Shot:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise UserError("a script has a shot without a prompt; write what is to be seen between the bars")
-        if self.seconds is not None and not (0 < self.seconds < math.inf):
-            raise UserError(f"shot {self.prompt!r} lasts {self.seconds:g} s; a length must be above zero")
+            raise UserError(
+                "a script has a shot without a prompt; say what is to be seen between the bars, and \\| for a plain bar"
+            )
+        check_unicode(self.prompt)
+        if self.seconds is not None:
+            check_length(self.seconds, f"shot {self.prompt!r} lasts {self.seconds:g} s")
         if self.enter not in get_args(Enter):
             known = ", ".join(get_args(Enter))
             raise UserError(f"shot {self.prompt!r} enters by {self.enter!r}; expected one of {known}")
@@ -54,23 +61,66 @@ class Shot:
 Script = tuple[Shot, ...]
 
 
+def check_unicode(prompt: str) -> None:
+    """UserError for a prompt that no UTF-8 file could hold: bytes of another encoding, or half a character."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"prompt {prompt!r} is not valid Unicode; write it in UTF-8") from None
+
+
+def check_length(seconds: float, said: str) -> None:
+    """UserError, beginning with what was ``said``, unless this is a length that a video can have."""
+    if not 0 < seconds <= DAY:
+        raise UserError(f"{said}; a length must be above zero, and a day ({DAY:.0f} s) at most")
+
+
 def parse_script(text: str) -> Script:
     """The script of one line; a line without bars and lengths is one shot. UserError says what is wrong."""
-    pieces = SEPARATOR.split(text)
-    shots = []
-    for place in range(0, len(pieces), 2):
-        piece, seconds = pieces[place].strip(), None
+    shots, enter = [], ""
+    for piece, bar in pieces_of(text):
+        seconds = None
         if match := LENGTH.search(piece):
-            try:
-                seconds = float(match[1])
-            except ValueError:
-                raise UserError(
-                    f"{match[0].strip()} in the script {text!r} is no length; write seconds, as in [5s]"
-                ) from None
-            piece = piece[: match.start()].strip()
-        enter: Enter = "cut" if place and pieces[place - 1] == "||" else "switch"
-        shots.append(Shot(re.sub(r"\\([|\[])", r"\1", piece), seconds, enter))
+            seconds, piece = float(match[1]), piece[: match.start()]
+        shots.append(Shot(re.sub(r"\\([|\[])", r"\1", piece.strip()), seconds, "cut" if enter == "||" else "switch"))
+        enter = bar
     return tuple(shots)
+
+
+def pieces_of(text: str) -> list[tuple[str, str]]:
+    """The text between bars, each with the bar after it (none after the last). Bars within brackets do not count."""
+    bars: list[tuple[int, int]] = []
+    opened: list[int] = []  # for every bracket that is open: how many bars came before it
+    for sign in SIGNS.finditer(text):
+        if sign[0] == "[":
+            opened.append(len(bars))
+        elif sign[0] == "]":
+            if opened:
+                del bars[opened.pop() :]
+        else:
+            bars.append(sign.span())
+    ends = [0, *(place for span in bars for place in span), len(text)]
+    parts = [text[first:end] for first, end in pairwise(ends)]
+    return list(zip(parts[::2], [*parts[1::2], ""], strict=True))
+
+
+def escaped(text: str) -> str:
+    """Text that ``parse_script`` reads as one shot of this very prompt (without the blanks around it)."""
+    text = SPECIAL.sub(r"\\\g<0>", text)
+    opened: list[int] = []  # brackets that are not closed: one of a later shot must not close them
+    for sign in SIGNS.finditer(text):
+        if sign[0] == "[":
+            opened.append(sign.start())
+        elif sign[0] == "]" and opened:
+            opened.pop()
+    for place in reversed(opened):
+        text = f"{text[:place]}\\{text[place:]}"
+    return text
+
+
+def script_line(prompts: Sequence[str]) -> str:
+    """The line that shows these plain prompts one after another, each as a switch."""
+    return " | ".join(escaped(prompt) for prompt in prompts)
 
 
 def read_script(path: Path | str) -> Script:
@@ -101,14 +151,16 @@ def read_script(path: Path | str) -> Script:
         seconds = fields.get("seconds")
         if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
             raise UserError(f"{path}: shot {number} lasts {seconds!r}; expected a number of seconds")
-        shots.append(Shot(fields["prompt"], seconds, fields.get("enter", "switch")))
+        try:
+            shots.append(Shot(fields["prompt"], seconds and float(seconds), fields.get("enter", "switch")))
+        except (UserError, OverflowError) as error:
+            raise UserError(f"{path}: {error}") from None
     return tuple(shots)
 
 
 def frames_of(seconds: float, fps: int, chunk: int) -> int:
     """Latent frames nearest to a length: whole chunks, at least one; each is four video frames, the first one alone."""
-    if not 0 < seconds < math.inf:
-        raise UserError(f"seconds={seconds:g}: a length must be above zero")
+    check_length(seconds, f"seconds={seconds:g}")
     chunks = (seconds * fps + 3) / (4 * chunk)
     if chunks < 0.5:
         shortest = (4 * chunk - 3) / fps
@@ -118,8 +170,7 @@ def frames_of(seconds: float, fps: int, chunk: int) -> int:
 
 def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
     """Latent frames of every shot for a video of ``total`` seconds; shots without a length share what is left."""
-    if not 0 < total < math.inf:
-        raise UserError(f"seconds={total:g}: a length must be above zero")
+    check_length(total, f"seconds={total:g}")
     known = sum(shot.seconds for shot in script if shot.seconds is not None)
     open_shots = sum(shot.seconds is None for shot in script)
     left = total - known

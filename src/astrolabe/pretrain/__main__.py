@@ -8,10 +8,9 @@ the stage it was in.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from astrolabe.pretrain.codec import train_codec
 from astrolabe.pretrain.data import LatentData
 from astrolabe.pretrain.distill import StudentPlan, distill
 from astrolabe.pretrain.flow_matching import TeacherPlan, train_teacher
+from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import SHIPPED, STREAM, WAN, build
@@ -34,6 +34,7 @@ from astrolabe.shapes.world import JITTER
 SEED = 2026
 CODEC_STEPS = 3000
 VIDEOS_PER_SCENE = 40
+STAGES = ("codec", "teacher", "student", "card")
 
 
 def stage(path: Path, plan: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -60,14 +61,14 @@ def network_tensors(model: WanGenerator) -> dict[str, Tensor]:
     return {f"{part}.{key}": value for part, module in parts.items() for key, value in module.state_dict().items()}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are missing; see the module."""
-    parser = argparse.ArgumentParser(prog="python -m astrolabe.pretrain", description=__doc__)
+    parser = Parser(prog="python -m astrolabe.pretrain", description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/shapes"), help="folder for the stages' results")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder for the shipped files and the card")
-    parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--until", choices=("codec", "teacher", "student", "card"), default="card")
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=whole(0), default=SEED)
+    parser.add_argument("--until", type=one_of(STAGES), default="card", help="the last stage (default: card)")
+    args = parser.read(argv)
     plans: dict[str, dict[str, Any]] = {
         "codec": {"seed": args.seed, "steps": CODEC_STEPS},
         "teacher": {
@@ -119,4 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

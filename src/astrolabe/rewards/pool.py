@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ TRIES = 3  # of one batch, each with a worker of its own
 PAUSE = 0.2  # seconds between looks at a worker that is being started again
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, Ray listens on this machine alone
 NICE = "RAY_worker_niceness"  # workers are the run's own, and wait for nobody else's work
+TOKEN = "RAY_AUTH_TOKEN"  # who may ask the workers for work; without one Ray writes one into the home folder
 
 
 @config
@@ -291,6 +293,7 @@ def connect(address: str) -> Any:
     """Ray, on a cluster or on this machine alone. UserError when it is not installed or does not answer."""
     if not address:
         os.environ |= {LOOPBACK: "0", NICE: "0"}
+        os.environ.setdefault(TOKEN, secrets.token_hex(32))
     os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # once shut down it stays so
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # what needs no GPU may see those there are
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from functools import cache
 
 
 class UserError(Exception):
@@ -14,3 +16,9 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """``"; did you mean a, b?"`` for the names closest to ``word``, or the empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)
     return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+@cache
+def remark(text: str) -> None:
+    """What a user should know and need not mend: a line on standard error, however often it is found."""
+    print(f"astrolabe: {text}", file=sys.stderr)
