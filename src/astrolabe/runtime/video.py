@@ -1,10 +1,10 @@
-"""Video files: H.264 in mp4, by PyAV."""
+"""Video files: written as H.264 in mp4, read as players show them."""
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.viewing import Pixels, at_rate, covering, rate_of, squared
 
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}  # playable as far as it has been written
 
@@ -85,51 +86,43 @@ def write_mp4(path: Path, video: Tensor, fps: int, scale: int = 1) -> None:
     write_whole(path, mp4_bytes(video, fps, scale))
 
 
-def read_last_frames(path: Path, most: int, height: int, width: int) -> Tensor:
+def read_last_frames(path: Path, most: int, height: int, width: int, rate: float | None = None) -> Tensor:
     """The last frames (at most ``most``) of a video, or an image as one frame: [t, 3, height, width] in [0, 1].
 
-    Scaled to cover the size and cut in its middle. UserError for a file that cannot be read as either.
+    Seen at ``rate`` frames a second (None: all there are), scaled to cover the size and cut in the middle; see
+    ``runtime.viewing``. UserError for a file that cannot be read as either.
     """
-    frames: deque[np.ndarray] = deque(maxlen=most)
-    try:
-        with av.open(str(path)) as container:
-            for frame in container.decode(video=0):
-                scale = max(height / frame.height, width / frame.width)
-                rows, columns = round(frame.height * scale), round(frame.width * scale)
-                whole = frame.reformat(columns, rows, "rgb24", interpolation="BICUBIC").to_ndarray()
-                top, left = (rows - height) // 2, (columns - width) // 2
-                frames.append(whole[top : top + height, left : left + width])
-    except (av.FFmpegError, IndexError) as error:
-        raise unreadable(path, error) from None
-    return stacked(path, frames)
+    last = deque(at_rate(path, rate), maxlen=most)
+    pixels = {id(frame): covering(frame, height, width) for frame in last}  # a frame may stand for several
+    return stacked(path, [pixels[id(frame)] for frame in last]).float() / 255
 
 
-def read_frames(path: Path) -> Tensor:
+def read_frames(path: Path, rate: float | None = None) -> Tensor:
     """Every frame of a video (or an image, as one) at its own size: [t, 3, y, x] in [0, 1]. UserError for a file that
     cannot be read as either."""
-    try:
-        with av.open(str(path)) as container:
-            return stacked(path, [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise unreadable(path, error) from None
+    return stacked(path, list(frames_at(path, rate))).float() / 255
+
+
+def frames_at(path: Path, rate: float | None = None) -> Iterator[Pixels]:
+    """Frames [y, x, 3] of a video (or an image, as one) as they come, seen at ``rate`` frames a second. UserError for a
+    file that cannot be read as either."""
+    before, pixels = None, None
+    for frame in at_rate(path, rate):
+        pixels = squared(frame) if frame is not before or pixels is None else pixels
+        before = frame
+        yield pixels
 
 
 def frame_rate(path: Path) -> float:
     """Frames a second, as a video says itself; 0 for an image. UserError for a file that cannot be read as either."""
-    try:
-        with av.open(str(path)) as container:
-            return float(container.streams.video[0].average_rate or 0)
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise unreadable(path, error) from None
+    return rate_of(path)
 
 
-def unreadable(path: Path, error: Exception) -> UserError:
-    """What to say of a file that is no video."""
-    return UserError(f"{path}: neither an image nor a video that can be read ({error})")
-
-
-def stacked(path: Path, frames: Collection[np.ndarray]) -> Tensor:
-    """Frames as one tensor; UserError when there is none."""
+def stacked(path: Path, frames: Sequence[Pixels]) -> Tensor:
+    """Frames as one tensor [t, 3, y, x] of bytes; UserError when there is none, or they are of several sizes."""
     if not frames:
         raise UserError(f"{path}: has no frames")
-    return torch.from_numpy(np.stack(list(frames))).permute(0, 3, 1, 2).float() / 255
+    if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
+        named = " and ".join(f"{width} x {height}" for height, width in sorted(sizes))
+        raise UserError(f"{path}: its frames are of {named} pixels; write it anew at one size")
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
