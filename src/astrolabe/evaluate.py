@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
@@ -21,6 +19,7 @@ from astrolabe.runs import RunFolder, open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed, write_whole
+from astrolabe.runtime.progress import progress
 from astrolabe.shapes.oracles import SHORTEST
 from astrolabe.types import to_frames
 
@@ -89,11 +88,10 @@ def both(
     """The suite under the bare base and under the learner."""
     keep = range(0, len(suite.scenes), max(len(suite.scenes) // KEPT, 1))[:KEPT]
     measured = []
-    with Progress(transient=True) as progress:
-        for name, slot in (("base", None), ("aligned", "learner")):
-            task = progress.add_task(f"evaluating {name}, {suite.frames} latent frames", total=len(suite))
-            with policies.using(slot), torch.no_grad():
-                measured.append(run_suite(generator, suite, keep, batch, windows, partial(progress.advance, task)))
+    for name, slot in (("base", None), ("aligned", "learner")):
+        what = f"evaluating {name}, {suite.frames} latent frames"
+        with progress(what, len(suite), "videos") as task, policies.using(slot), torch.no_grad():
+            measured.append(run_suite(generator, suite, keep, batch, windows, task.advance))
     return measured[0], measured[1]
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from astrolabe.data.scripts import Script, plan, prompts_of
@@ -29,6 +28,7 @@ from astrolabe.runs import RunFolder, open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
+from astrolabe.runtime.progress import progress, silence
 from astrolabe.runtime.video import Mp4Writer, read_last_frames
 from astrolabe.shapes.model import CLIP_FRAMES
 from astrolabe.shapes.world import FPS
@@ -86,6 +86,8 @@ def generate(job: Job) -> Iterator[Path]:
     Interrupted after Ctrl-C: what was at work stays, playable, as ``0000.part.mp4``.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if rank:
+        silence()
     job = replace(job, model=on_own_device(job.model))
     generator, policies = open_generator(job)
     takes = takes_of(job, generator)[rank::world]
@@ -100,17 +102,14 @@ def generate(job: Job) -> Iterator[Path]:
     job.out.mkdir(parents=True, exist_ok=True)
     with (
         lines.open("a", encoding="utf-8") as file,
-        graceful_interrupt() as interrupt,
-        Progress(transient=True, disable=rank > 0) as progress,
+        graceful_interrupt("chunk") as interrupt,
         policies.using("learner") if policies else nullcontext(),
     ):
         for _, alike in groupby(sorted(takes, key=lambda take: take.timing), key=lambda take: take.timing):
             row = list(alike)
             for first in range(0, len(row), job.batch):
                 batch = row[first : first + job.batch]
-                for take, line in zip(
-                    batch, make(job, generator, batch, text, given, progress, interrupt), strict=True
-                ):
+                for take, line in zip(batch, make(job, generator, batch, text, given, interrupt), strict=True):
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
                     file.flush()
                     yield job.out / f"{take.number:04d}.mp4"
@@ -125,7 +124,7 @@ def on_own_device(settings: ModelSettings) -> ModelSettings:
 def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
     """The model with its adapter: a run's own slot, or any other adapter as part of the base."""
     if isinstance(job.model, ReleasedSettings):
-        embed_with_bar(job.model, prompts_of(job.scripts))
+        embed(job.model, prompts_of(job.scripts))
     if job.adapter and (job.adapter / "config.yaml").exists():
         _, generator, policies = open_run(RunFolder(job.adapter), job.model)
         return generator, policies
@@ -137,11 +136,8 @@ def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
 
 
 def embed_with_bar(settings: ReleasedSettings, prompts: Sequence[str]) -> int:
-    """``models.opening.embed`` with a progress bar; gives how many prompts were new."""
-    with Progress(transient=True) as progress:
-        task = progress.add_task(f"embedding prompts into {settings.text_cache}", total=None)
-        return embed(settings, prompts, lambda count: progress.update(task, total=count),
-                     lambda done: progress.advance(task, done))  # fmt: skip
+    """``models.opening.embed``."""
+    return embed(settings, prompts)
 
 
 def takes_of(job: Job, generator: WanGenerator) -> list[Take]:
@@ -204,29 +200,28 @@ def read_start(path: Path, generator: WanGenerator) -> Latents:
 
 def make(
     job: Job, generator: WanGenerator, takes: Sequence[Take], text: Mapping[str, TextEmbeddings],
-    given: Latents | None, progress: Progress, interrupt: Interrupt,
+    given: Latents | None, interrupt: Interrupt,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Make takes of one timing side by side; gives the line of each."""
     total = sum(takes[0].frames)
-    bar = progress.add_task(f"{takes[0].number:04d}.mp4" + (f" and {len(takes) - 1} more" if takes[1:] else ""))
-    progress.update(bar, total=total)
     writers = [Mp4Writer(files_of(job, take)[0], FPS, scale_of(generator)) for take in takes]
     kept: list[Latents] = []
     began, first_frame = time.monotonic(), 0.0
+    name = f"making {takes[0].number:04d}.mp4" + (f" and {len(takes) - 1} more" if takes[1:] else "")
     try:
-        for video, latents in chunks_of(job, generator, takes, text, given):
-            for writer, frames in zip(writers, video, strict=True):
-                writer.write(frames)
-            kept += [latents.cpu()] if job.latents else []
-            first_frame = first_frame or time.monotonic() - began
-            progress.advance(bar, latents.shape[1])
-            if interrupt.requested:
-                raise Interrupted(f"stopped; {writers[0].partial} plays as far as it came")
+        with progress(name, total, "latent frames") as task:
+            for video, latents in chunks_of(job, generator, takes, text, given):
+                for writer, frames in zip(writers, video, strict=True):
+                    writer.write(frames)
+                kept += [latents.cpu()] if job.latents else []
+                first_frame = first_frame or time.monotonic() - began
+                task.advance(latents.shape[1])
+                if interrupt.requested:
+                    raise Interrupted(f"stopped; {writers[0].partial} plays as far as it came")
     finally:
         for writer in writers:
             writer.close()
     seconds = time.monotonic() - began
-    progress.remove_task(bar)
     lines = []
     for place, (take, writer) in enumerate(zip(takes, writers, strict=True)):
         line: dict[str, Any] = {

@@ -89,7 +89,8 @@ def base_fingerprint(generator: WanGenerator) -> str:
     weights = generator.transformer.state_dict()
     slots = tuple(f".{slot}.weight" for slot in SLOTS)
     return fingerprint(
-        {key.replace(".base_layer.", "."): value for key, value in weights.items() if not key.endswith(slots)}
+        {key.replace(".base_layer.", "."): value for key, value in weights.items() if not key.endswith(slots)},
+        "the base model",
     )
 
 

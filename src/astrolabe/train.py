@@ -34,11 +34,12 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runs import ADAPTER, BEST, RunFolder, base_fingerprint, make_policies, save_adapter
 from astrolabe.runtime.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from astrolabe.runtime.clock import Clock, Listener, nobody
+from astrolabe.runtime.display import training_display
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
-from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, training_display
+from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog
 from astrolabe.shapes.world import FPS
 from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores, to_frames, to_video
 

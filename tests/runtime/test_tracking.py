@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import builtins
-import io
 import json
 import math
 from pathlib import Path
@@ -12,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, read_metrics, training_display
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
+from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, read_metrics
 
 
 def log_of(path: Path, steps: int) -> MetricsLog:
@@ -94,23 +88,3 @@ def test_a_missing_tensorboard_is_answered_with_how_to_install_it(tmp_path: Path
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'astrolabe-rl\[tensorboard\]'"):
         TensorBoardLog(tmp_path)
-
-
-def test_without_a_terminal_the_display_is_plain_lines():
-    out = io.StringIO()
-    with training_display(20, start=9, shown=("reward", "absent"), stream=out) as display:
-        display.update(9, {"reward": 0.123456, "loss": 2.0})
-        display.note("saved [step 10]")
-    first, second = out.getvalue().splitlines()
-    assert first.startswith("step 10/20  reward 0.1235  left ") and "\x1b" not in first
-    assert second == "saved [step 10]"
-
-
-def test_on_a_terminal_the_display_is_a_bar(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    out = Terminal()
-    with training_display(20, stream=out) as display:
-        display.update(4, {"reward": 0.5})
-        display.note("saved [step 5]")
-    assert "5/20" in out.getvalue() and "reward 0.5" in out.getvalue() and "saved [step 5]" in out.getvalue()

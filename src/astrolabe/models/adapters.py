@@ -27,6 +27,7 @@ from astrolabe.models.wan.weights import WRAPPERS, Layout
 from astrolabe.runtime.checkpoint import own_metadata
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.progress import progress
 from astrolabe.runtime.strict import few
 from astrolabe.runtime.tensorfile import FLAT, open_tensors
 
@@ -210,9 +211,11 @@ def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtyp
     fits(adapter, {name.removesuffix(".weight"): entries[name].shape for name in matrices}, "the adapter")
     merged: dict[str, Tensor] = {}
     change = error = 0.0
-    with layout.file.reader() as reader:
+    whole = sum(entry.nbytes for entry in entries.values())
+    with layout.file.reader() as reader, progress(f"merging {layout.file.path.name}", whole, "bytes") as task:
         for name, entry in entries.items():
             value = reader.read(entry)
+            task.advance(entry.nbytes)
             kept = dtype if dtype and value.is_floating_point() else value.dtype
             if name in matrices and (pair := adapter.get(name.removesuffix(".weight"))):
                 exact = value.float() + pair.delta
@@ -220,12 +223,13 @@ def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtyp
                 change += pair.delta.square().sum().item()
                 error += (exact - value.float()).square().sum().item()
             merged[layout.names[name]] = value.to(kept)
-    if layout.file.format == "safetensors":
-        save_whole(merged, path)
-    else:
-        content = {layout.container: merged} if layout.container else merged
-        with whole_file(path) as temporary:
-            torch.save(content, temporary)
+    with progress(f"writing {path.name}"):
+        if layout.file.format == "safetensors":
+            save_whole(merged, path)
+        else:
+            content = {layout.container: merged} if layout.container else merged
+            with whole_file(path) as temporary:
+                torch.save(content, temporary)
     return (error / change) ** 0.5 if change else 0.0
 
 

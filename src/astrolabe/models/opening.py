@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,17 +229,10 @@ def open_text_encoder(settings: ReleasedSettings) -> tuple[WanTextEncoder, str]:
     return encoder, encoder.identity()
 
 
-def embed(
-    settings: ReleasedSettings,
-    prompts: Sequence[str],
-    begin: Callable[[int], None] = lambda count: None,
-    report: Callable[[int], None] = lambda done: None,
-    batch: int = 8,
-) -> int:
+def embed(settings: ReleasedSettings, prompts: Sequence[str], batch: int = 8) -> int:
     """Put the embeddings of ``prompts`` into the model's text cache; gives how many were missing.
 
-    The text encoder is loaded only when one is, and let go afterwards. ``begin`` hears how many are to be made,
-    ``report`` how many more are done.
+    The text encoder is loaded only when one is, and let go afterwards.
     """
     folder = Path(settings.text_cache)
 
@@ -253,8 +246,7 @@ def embed(
             return 0
         encoder, identity = open_text_encoder(settings)
         cache = TextCache.create(folder, identity, encoder.dim)
-        begin(len(cache.missing(prompts)))
-        count = cache.fill(prompts, encoder.encode, batch, report)
+        count = cache.fill(prompts, encoder.encode, batch)
     del encoder
     empty_cache(settings.place)  # the transformer comes next, and wants the room
     return count

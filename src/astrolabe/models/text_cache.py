@@ -19,6 +19,7 @@ from torch import Tensor
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.progress import progress
 from astrolabe.types import TextEmbeddings
 
 OWNER = "encoder.json"
@@ -72,16 +73,15 @@ class TextCache:
         """The prompts without an embedding, each once, in order."""
         return [prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).exists()]
 
-    def fill(
-        self, prompts: Sequence[str], encode: Encode, batch: int = 8, report: Callable[[int], None] = lambda done: None
-    ) -> int:
-        """Embed what is missing, ``batch`` prompts at once; ``report`` hears how many more are done. Gives how many."""
+    def fill(self, prompts: Sequence[str], encode: Encode, batch: int = 8) -> int:
+        """Embed what is missing, ``batch`` prompts at once. Gives how many."""
         wanted = self.missing(prompts)
-        for first in range(0, len(wanted), batch):
-            part = wanted[first : first + batch]
-            for prompt, rows in zip(part, encode(part), strict=True):
-                self.store(prompt, rows)
-            report(len(part))
+        with progress("embedding", len(wanted), "prompts") as task:
+            for first in range(0, len(wanted), batch):
+                part = wanted[first : first + batch]
+                for prompt, rows in zip(part, encode(part), strict=True):
+                    self.store(prompt, rows)
+                task.advance(len(part))
         return len(wanted)
 
     def store(self, prompt: str, rows: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 from astrolabe.runtime.strict import check, few
 from astrolabe.runtime.tensorfile import FLAT, Container, Entry, TensorFile
 
@@ -184,8 +185,9 @@ def assemble(
         return scorer
     del scorer.lm_head, wanted["lm_head.weight"]  # nothing is generated
     state = {}
-    with file.reader() as reader:
+    with file.reader() as reader, progress(f"loading {file.path.name}", len(wanted), "tensors") as task:
         for name, entry in wanted.items():
+            task.advance()
             kept = torch.float32 if name.startswith("rm_head.") else dtype
             if isinstance(entry, Merged):
                 up, down, base = (reader.read(e, device, torch.float32) for e in (entry.up, entry.down, entry.base))

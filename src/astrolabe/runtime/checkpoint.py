@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 
 METADATA = "astrolabe"
 FINISHED = re.compile(r"step_(\d{6,})")
@@ -66,14 +67,19 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from error
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 in hex over names, dtypes, shapes and bytes, in the order of the names: equal exactly for equal sets."""
+def fingerprint(tensors: Mapping[str, Tensor], what: str = "a checkpoint") -> str:
+    """SHA-256 in hex over names, dtypes, shapes and bytes, in the order of the names: equal exactly for equal sets.
+
+    ``what`` they are is for whoever watches.
+    """
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
-        digest.update(len(header).to_bytes(8, "big") + header)
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    with progress(f"hashing {what}", sum(tensor.nbytes for tensor in tensors.values()), "bytes") as task:
+        for name in sorted(tensors):
+            tensor = tensors[name].detach().cpu().contiguous()
+            header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
+            digest.update(len(header).to_bytes(8, "big") + header)
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            task.advance(tensor.nbytes)
     return digest.hexdigest()
 
 

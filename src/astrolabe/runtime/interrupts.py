@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from astrolabe.runtime.progress import announce
 
 
 class Interrupted(Exception):
@@ -17,14 +18,15 @@ class Interrupted(Exception):
 
 @dataclass
 class Interrupt:
-    """``requested`` turns true at the first SIGINT or SIGTERM; the loop reads it where it can stop, after a step."""
+    """``requested`` turns true at the first SIGINT or SIGTERM; the loop reads it where it can stop."""
 
     requested: bool = False
 
 
 @contextmanager
-def graceful_interrupt() -> Iterator[Interrupt]:
-    """Hold back the first SIGINT or SIGTERM as ``.requested``; a second raises KeyboardInterrupt at once.
+def graceful_interrupt(after: str = "step") -> Iterator[Interrupt]:
+    """Hold back the first SIGINT or SIGTERM as ``.requested``; a second raises KeyboardInterrupt at once. The first is
+    answered with what the work stops ``after``.
 
     The handlers of before are put back at the end. Python hears signals in the main thread only: in any other thread
     nothing is installed, and ``requested`` stays as the caller sets it.
@@ -35,8 +37,7 @@ def graceful_interrupt() -> Iterator[Interrupt]:
         if interrupt.requested:
             raise KeyboardInterrupt
         interrupt.requested = True
-        with suppress(OSError):  # straight to the terminal: a handler may interrupt a print
-            os.write(1, b"\nstopping after this step; once more stops at once\n")
+        announce(f"stopping after this {after}; once more stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield interrupt

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 from astrolabe.runtime.tensorfile import Container, TensorFile
 
 SHOWN = 3
@@ -53,8 +54,14 @@ def fill(
     module: nn.Module, file: TensorFile, entries: Container, device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
     """Give a module on ``meta`` its tensors, each straight from the file to ``device`` in ``dtype``, and freeze it."""
-    with file.reader() as reader:
-        in_order = sorted(set(entries.values()), key=lambda entry: entry.offset)  # one pass; tied names share one
-        read = {entry: reader.read(entry, device, dtype) for entry in in_order}
+    in_order = sorted(set(entries.values()), key=lambda entry: entry.offset)  # one pass; tied names share one
+    read = {}
+    with (
+        file.reader() as reader,
+        progress(f"loading {file.path.name}", sum(entry.nbytes for entry in in_order), "bytes") as task,
+    ):
+        for entry in in_order:
+            read[entry] = reader.read(entry, device, dtype)
+            task.advance(entry.nbytes)
     module.load_state_dict({name: read[entry] for name, entry in entries.items()}, strict=True, assign=True)
     module.eval().requires_grad_(False)

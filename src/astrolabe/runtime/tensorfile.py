@@ -46,6 +46,11 @@ class Entry:
             return 0
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
+    @property
+    def nbytes(self) -> int:
+        """What reading it reads."""
+        return self.span * self.dtype.itemsize
+
 
 Container = dict[str, Entry]
 

@@ -1,18 +1,13 @@
-"""What a run says of itself: one JSON line a step, TensorBoard if asked, and a display while it trains."""
+"""What a run says of itself: one JSON line a step, and TensorBoard if asked."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Any, Self
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
@@ -91,89 +86,6 @@ class TensorBoardLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
-
-
-class Display(Protocol):
-    """What a person watches: ``update`` after each step, ``note`` for a line that stays."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-    def update(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-def training_display(steps: int, start: int = 0, shown: Sequence[str] = (), stream: TextIO | None = None) -> Display:
-    """A progress bar on a terminal, plain lines elsewhere (a file, a pipe).
-
-    ``steps`` is the total, ``start`` the first step that this run does (not 0 when resumed), ``shown`` the metrics to
-    print, all of them when empty. ``update(step, ...)`` is told the step just done.
-    """
-    out = stream or sys.stdout
-    return _BarDisplay(steps, start, shown, out) if out.isatty() else _LineDisplay(steps, start, shown, out)
-
-
-class _LineDisplay:
-    def __init__(self, steps: int, start: int, shown: Sequence[str], out: TextIO) -> None:
-        self._steps, self._start, self._shown, self._out = steps, start, shown, out
-        self._began = time.monotonic()
-
-    def __enter__(self) -> Self:
-        self._began = time.monotonic()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._out.flush()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        done = step + 1 - self._start
-        left = (time.monotonic() - self._began) / max(done, 1) * (self._steps - step - 1)
-        self.note(f"step {step + 1}/{self._steps}  {_summary(metrics, self._shown)}  left {_duration(left)}")
-
-    def note(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
-
-
-class _BarDisplay:
-    def __init__(self, steps: int, start: int, shown: Sequence[str], out: TextIO) -> None:
-        self._shown = shown
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[summary]}", markup=False),
-            console=Console(file=out),
-        )
-        self._task = self._progress.add_task("train", total=steps, completed=start, summary="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._progress.update(self._task, completed=step + 1, summary=_summary(metrics, self._shown))
-
-    def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
-
-
-def _summary(metrics: Mapping[str, float], shown: Sequence[str]) -> str:
-    return "  ".join(f"{name} {metrics[name]:.4g}" for name in shown or metrics if name in metrics)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def _line(record: Mapping[str, Any]) -> str:

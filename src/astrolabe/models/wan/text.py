@@ -115,7 +115,9 @@ class WanTextEncoder:
         state = self.encoder.state_dict()
         small = {name: value.float() for name, value in state.items() if value.numel() <= 2**16}
         shapes = "".join(f"{name}{list(value.shape)}" for name, value in sorted(state.items()))
-        return fingerprint(small | {"shapes": torch.tensor(list(shapes.encode()), dtype=torch.uint8)})
+        return fingerprint(
+            small | {"shapes": torch.tensor(list(shapes.encode()), dtype=torch.uint8)}, "the text encoder"
+        )
 
     def check(self, texts: Sequence[str]) -> None:
         """Any text can be encoded."""
