@@ -276,6 +276,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
         board = stack.enter_context(TensorBoardLog(out / "tensorboard", start)) if cfg.tensorboard else None
         interrupt = stack.enter_context(graceful_interrupt())
         display = stack.enter_context(training_display(cfg.steps, start, shown))
+        trainer = replace(trainer, on_change=display.phase)
         for step in range(start, cfg.steps):
             if trainer.watch.stopped:
                 break

@@ -33,7 +33,7 @@ def test_a_long_step_is_not_silent_where_nobody_watches(monkeypatch: pytest.Monk
     monkeypatch.setattr(Lines, "period", 0.01)
     out = io.StringIO()
     with training_display(200, start=2, stream=out) as display:
-        display.phase("rollout", 12, 48, "candidates")
+        display.phase("rollout", 12, 48)
         end = time.monotonic() + 10
         while not out.getvalue() and time.monotonic() < end:
             time.sleep(0.01)
@@ -110,3 +110,29 @@ def test_what_works_inside_a_step_is_named_with_it():
     lines = CourseLines(out, course)
     lines.tasks.append(Task("hashing", 4, "", 1))
     assert lines.state() == "step 1/200: update, 0s; hashing: 1 of 4, 0s"
+
+
+def test_a_phase_that_counts_nothing_moves_as_it_usually_does(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(monkeypatch)
+    course = Course(10)
+    course.enter("update")
+    assert course.share_of_phase() is None
+    clock.sleep(10)
+    course.finish(0, {})
+    course.enter("update")
+    clock.sleep(4)
+    assert course.share_of_phase() == pytest.approx(0.4)
+    clock.sleep(40)
+    assert course.share_of_phase() == 1
+    course.enter("update", 3, 4)
+    assert course.share_of_phase() == pytest.approx(0.75)
+
+
+def test_a_phase_within_another_says_how_far_that_is():
+    course = Course(10)
+    course.enter("rollout", 12, 48)
+    course.enter("rewards")
+    assert str(course) == "step 1/10: rewards, 12 of 48 candidates, 0s"
+    course.enter("rollout", 48, 48)
+    course.enter("update")
+    assert str(course) == "step 1/10: update, 0s"

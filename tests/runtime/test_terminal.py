@@ -32,7 +32,7 @@ def course_of(shown: tuple[str, ...], steps: int = 200) -> Course:
     course = Course(steps, 0, shown)
     for step in range(12):
         course.finish(step, {name: 0.51234 + step for name in shown})
-    course.enter("rollout", 12, 48, "candidates")
+    course.enter("rollout", 12, 48)
     return course
 
 
@@ -53,7 +53,7 @@ def test_step_bar_and_time_are_whole_and_two_numbers_behind(width: int, monkeypa
     course = course_of(FIVE[1:])
     clock.sleep(3 * 3600)
     course.finish(12, {name: -0.512345 for name in FIVE})
-    course.enter("rollout", 12, 48, "candidates")
+    course.enter("rollout", 12, 48)
     first, second, *table = drawn(course, [], width)
     assert first.startswith("step 13/200  ") and len(bar_in(first)) >= 15
     assert first.split(bar_in(first))[1].strip().startswith("left 2d 08h")

@@ -14,6 +14,7 @@ from typing import Protocol, Self, TextIO
 from astrolabe.runtime.progress import Lines, Screen, Task, clock, duration, is_silent, is_terminal
 
 HEADLINE = 2  # numbers that stand behind the time; the rest has a table, where there is room
+COUNTED = dict.fromkeys(("rollout", "rewards", "update"), "candidates")  # what is counted in each phase
 REMEMBERED = 10  # steps over which durations and numbers are averaged
 
 
@@ -35,13 +36,15 @@ class Course:
         self._took: list[dict[str, float]] = []
         self._lasted: list[float] = []
 
-    def enter(self, name: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
-        """The step at work is in phase ``name``, which has done so much; a phase may be left and entered again."""
+    def enter(self, name: str, done: int = 0, total: int = 0) -> None:
+        """The step at work is in phase ``name``, which has done so much (``total`` 0: that is not counted); a phase may
+        be left and entered again."""
         if self.phase is None or self.phase.name != name:
+            inside = self.phase if self.phase is not None and 0 < (self.phase.share or 0) < 1 else None
             self._leave()
-            self.phase = Task(name)
+            self.phase = Task(name, unit=COUNTED.get(name, ""), note=inside.amount if inside and not total else "")
             self._spans.setdefault(name, (self.phase.began, self.phase.began))
-        self.phase.done, self.phase.total, self.phase.unit, self.phase.note = done, total, unit, note
+        self.phase.done, self.phase.total = done, total or None
 
     def finish(self, step: int, metrics: Mapping[str, float]) -> None:
         """Step number ``step``, counted from 0, is done."""
@@ -67,7 +70,7 @@ class Course:
         reached = self._usual.get(phase.name, (0.0, 0.0))[0]
         left = 0.0
         for name, (_, ended) in self._usual.items():
-            usual = sum(took.get(name, 0.0) for took in self._took) / len(self._took)
+            usual = self._usually(name)
             spent = self._spent.get(name, 0.0)
             if name == phase.name:
                 share = phase.share
@@ -75,6 +78,16 @@ class Course:
             elif ended > reached:  # otherwise it was over by now
                 left += max(usual - spent, 0.0)
         return left
+
+    def share_of_phase(self) -> float | None:
+        """How much of the phase at work is done: as counted, else as long as it usually takes; None: nobody knows."""
+        phase = self.phase
+        if phase is None:
+            return None
+        if phase.share is not None:
+            return phase.share
+        usual = self._usually(phase.name)
+        return min((self._spent.get(phase.name, 0.0) + phase.seconds()) / usual, 1.0) if usual else None
 
     def left(self) -> float | None:
         """Seconds until the run is done, at the pace of the last steps; None before the first is done."""
@@ -114,6 +127,10 @@ class Course:
             parts.append(f"about {duration(left)} left of the step")
         return f"step {self.done + 1}/{self.steps}: {', '.join(part for part in parts if part)}"
 
+    def _usually(self, name: str) -> float:
+        took = self._took
+        return sum(one.get(name, 0.0) for one in took) / len(took) if took else 0.0
+
     def _mean_step(self) -> float:
         return sum(self._lasted) / len(self._lasted)
 
@@ -126,14 +143,15 @@ class Course:
 
 
 class Display(Protocol):
-    """What a person watches: ``update`` after each step, ``phase`` inside it, ``note`` for a line that stays."""
+    """What a person watches: ``update`` after each step, ``phase`` inside it (a ``runtime.clock.Listener``), ``note``
+    for a line that stays."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def update(self, step: int, metrics: Mapping[str, float]) -> None: ...
-    def phase(self, name: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None: ...
+    def phase(self, phase: str, done: int = 0, total: int = 0) -> None: ...
     def note(self, text: str) -> None: ...
 
 
@@ -173,9 +191,9 @@ class Unseen:
         """See ``Display``."""
         self.course.finish(step, metrics)
 
-    def phase(self, name: str, done: float = 0, total: float | None = None, unit: str = "", note: str = "") -> None:
+    def phase(self, phase: str, done: int = 0, total: int = 0) -> None:
         """See ``Display``."""
-        self.course.enter(name, done, total, unit, note)
+        self.course.enter(phase, done, total)
 
     def note(self, text: str) -> None:
         """See ``Display``."""

@@ -135,7 +135,7 @@ def inside(course: Course, phase: Task, width: int) -> RenderableType:
     name = f"  {phase.name}"
     if width >= NARROW:
         name = name.ljust(len(place(course)))  # one bar under the other
-    return line(name, phase.share, [phase.amount, time, phase.note], width, least=len(name))
+    return line(name, course.share_of_phase(), [phase.amount, time, phase.note], width, least=len(name))
 
 
 def line(
