@@ -7,16 +7,20 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
+from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes
-from astrolabe.rl.grpo import GRPOSettings
-from astrolabe.rl.guards import GuardSettings, WatchSettings
-from astrolabe.rl.nft import NFTSettings
-from astrolabe.rl.positive import PositiveSettings
-from astrolabe.rl.regularisation import RegularisationSettings
-from astrolabe.rl.reward_weighted import RewardWeightedSettings
+from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rl.settings import (
+    GRPOSettings,
+    GuardSettings,
+    NFTSettings,
+    PositiveSettings,
+    RegularisationSettings,
+    RewardWeightedSettings,
+    WatchSettings,
+)
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
-from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.settings import CLIP_FRAMES, ShapesSettings
 
 BLIND = 1e9  # an a_max at which every sample weighs the same; added when it had been seen that positive falls
 NFT = NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=1, common_noise=True)

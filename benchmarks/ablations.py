@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
-from astrolabe.experiment import HARD, TrainConfig
+from astrolabe.experiment import TrainConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.policies import Policies
@@ -34,7 +34,8 @@ from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.runtime.config import diff, to_dict
 from astrolabe.runtime.errors import nearest
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.shapes.model import CLIP_FRAMES, load_shapes_model
+from astrolabe.shapes.model import load_shapes_model
+from astrolabe.shapes.settings import CLIP_FRAMES, HARD
 from astrolabe.train import train
 from astrolabe.types import Video
 from benchmarks.ablation_cells import CELLS

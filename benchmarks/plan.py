@@ -13,18 +13,17 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
 
+from astrolabe.assembly import make_algorithm
 from astrolabe.data.scripts import parse_script
-from astrolabe.experiment import RewardSettings, TrainConfig, make_algorithm
+from astrolabe.experiment import TrainConfig
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import WanVAE
@@ -32,13 +31,16 @@ from astrolabe.plan import decoder_of, empty_generator, hollow, make_plan, measu
 from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.pixels import ANY_VIDEO
-from astrolabe.rl.policies import LoraSettings, Policies
+from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rl.policies import Policies
+from astrolabe.rl.settings import LoraSettings
 from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
+from astrolabe.runtime.clock import Clock
 from astrolabe.runtime.config import override
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import FPS
 from astrolabe.train import Eye
 from astrolabe.types import Experience, Scores
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
@@ -134,23 +136,24 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
     prompts = [f"a red circle moving left{'.' * i}" for i in range(cfg.rollout.prompts)]
     for step in range(2):
         reset_peak()
-        clock = [time.monotonic()]
+        clock = Clock()
         with policies.using("behavior"):
             start = cfg.window.start_of(cfg.seed, step, generator.stream.chunk_frames)
-            windows.begin(prompts, [parse_script(line) for line in prompts], step, start)
-            clock.append(time.monotonic())
-            eye = Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], cfg.rollout.prompts * cfg.rollout.group_size), None)
-            rollout = windows.candidates(step, see=eye.see)
-        clock += [time.monotonic() - eye.seconds, time.monotonic()]
+            with clock.phase("history"):
+                windows.begin(prompts, [parse_script(line) for line in prompts], step, start)
+            rows = cfg.rollout.prompts * cfg.rollout.group_size
+            eye = Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, clock)
+            with clock.phase("rollout"):
+                rollout = windows.candidates(step, see=eye.see)
         # Credit at random: weights at random make videos that are all alike.
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))
         scores = Scores(("credit",), credit[:, None])
         experience = Experience(rollout, scores, credit, algorithm.credit(credit), credit > torch.inf)
-        update(generator, policies, algorithm, experience, optimizer, cfg.optimizer, cfg.optimizer.lr,
-               torch.Generator().manual_seed(step))  # fmt: skip
-        clock.append(time.monotonic())
+        with clock.phase("update"):
+            update(generator, policies, algorithm, experience, optimizer, cfg.optimizer, cfg.optimizer.lr,
+                   torch.Generator().manual_seed(step))  # fmt: skip
         del rollout, experience
-    return [round(end - begin, 2) for begin, end in pairwise(clock)]
+    return [round(clock.seconds[phase], 2) for phase in ("history", "rollout", "rewards", "update")]
 
 
 def compare(name: str) -> dict[str, Any]:

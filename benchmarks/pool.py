@@ -19,8 +19,7 @@ from torch import Tensor
 
 from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes
-from astrolabe.rewards.pool import PoolSettings
-from astrolabe.rewards.settings import RewardSettings, WorkerSettings
+from astrolabe.rewards.settings import PoolSettings, RewardSettings, WorkerSettings
 from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train

@@ -35,13 +35,15 @@ from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl import update as update_module
 from astrolabe.rl.forward import Forward, PromptText
-from astrolabe.rl.nft import NFT, NFTSettings
-from astrolabe.rl.policies import LoraSettings, Policies
-from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
+from astrolabe.rl.nft import NFT
+from astrolabe.rl.policies import Policies
+from astrolabe.rl.settings import LoraSettings, NFTSettings, OptimizerSettings
+from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, run_program, whole
+from astrolabe.runtime.clock import Clock
 from astrolabe.train import Eye
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
@@ -94,7 +96,9 @@ class Training:
     def step(self, seed: int = 0) -> None:
         """Candidates, scores, an update with credit at random, and on with one of them."""
         with self.policies.using("behavior"):
-            rollout = self.windows.candidates(seed, see=self.eye().see)
+            eye = self.eye()
+            with eye.clock.phase("rollout"):
+                rollout = self.windows.candidates(seed, see=eye.see)
         self.learn(rollout, seed)
         with self.policies.using("behavior"):
             self.windows.go_on(rollout.latents, [0] * len(self.prompts))
@@ -102,7 +106,7 @@ class Training:
     def eye(self) -> Eye:
         """One reward that looks at candidates as they come."""
         rows = self.windows.rollout.prompts * self.windows.rollout.group_size
-        return Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None)
+        return Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, Clock())
 
     def learn(self, rollout: Rollout, seed: int, anchored: int = 0) -> None:
         """The update, some samples anchored; videos of random weights are all alike: their scores say nothing."""
@@ -324,10 +328,10 @@ def by_phase(run: Training) -> dict[str, float]:
         patched(Tensor, "backward", timed("backward", Tensor.backward)),
         patched(Windows, "candidates", timed("rollout", Windows.candidates)),
     ):
-        with run.policies.using("behavior"):
+        with run.policies.using("behavior"), eye.clock.phase("rollout"):
             rollout = run.windows.candidates(0, None, eye.see)
         run.learn(rollout, 0, ANCHORED)
-    spent["reward"] = eye.seconds
+    spent["reward"] = eye.clock.seconds["rewards"]
     spent["rollout"] -= spent["decode"] + spent["reward"]
     names = ("rollout", "decode", "reward", "context", "behavior", "learner", "backward", "reference", "optimizer")
     return {name: round(spent[name], 3) for name in names} | {"whole step": round(time.monotonic() - began, 3)}

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 from torch import Tensor
+
+settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("patient")
 
 CHECKED = ("types", "flow", "models", "rl", "rollout", "rewards")
 install_import_hook([f"astrolabe.{name}" for name in CHECKED], "beartype.beartype")

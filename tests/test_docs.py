@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from astrolabe.experiment import TrainConfig, make_rewards
+from astrolabe.assembly import make_rewards
+from astrolabe.experiment import TrainConfig
 from astrolabe.rewards.base import Reward
 from astrolabe.runtime.config import load_yaml, save_yaml
 

@@ -8,18 +8,11 @@ from typing import Any
 
 import pytest
 
-from astrolabe.experiment import (
-    RewardSettings,
-    make_algorithm,
-    make_prompts,
-    make_rewards,
-    make_scorers,
-    make_watch,
-)
+from astrolabe.assembly import make_algorithm, make_prompts, make_rewards, make_scorers, make_watch
 from astrolabe.recipes.shapes import shapes, shapes_selective
 from astrolabe.rewards.custom import write_template
-from astrolabe.rl.guards import GuardSettings, WatchSettings
-from astrolabe.rl.regularisation import RegularisationSettings
+from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import WORDINGS, parse, split
 from astrolabe.shapes.world import MOTIONS

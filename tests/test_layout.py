@@ -16,19 +16,21 @@ SOURCE = ROOT / "src" / "astrolabe"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 RANKS = {
-    **dict.fromkeys(["types"], 0),
-    **dict.fromkeys(["flow", "runtime"], 1),
-    **dict.fromkeys(["models"], 2),
-    **dict.fromkeys(["shapes"], 3),
-    **dict.fromkeys(["data", "rewards"], 4),
-    **dict.fromkeys(["rollout", "rl"], 5),
-    **dict.fromkeys(["evaluation", "experiment"], 6),
-    **dict.fromkeys(["pretrain", "runs"], 7),
-    **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 8),
-    **dict.fromkeys(["judging", "recipes"], 9),
-    **dict.fromkeys(["cli_rewards"], 10),
-    **dict.fromkeys(["cli"], 11),
-    **dict.fromkeys(["__main__"], 12),
+    **dict.fromkeys(["words"], 0),
+    **dict.fromkeys(["types"], 1),
+    **dict.fromkeys(["flow", "runtime"], 2),
+    **dict.fromkeys(["models"], 3),
+    **dict.fromkeys(["shapes"], 4),
+    **dict.fromkeys(["data", "rewards"], 5),
+    **dict.fromkeys(["rollout", "rl"], 6),
+    **dict.fromkeys(["evaluation", "experiment"], 7),
+    **dict.fromkeys(["assembly"], 8),
+    **dict.fromkeys(["pretrain", "runs"], 9),
+    **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 10),
+    **dict.fromkeys(["judging", "recipes"], 11),
+    **dict.fromkeys(["commands"], 12),
+    **dict.fromkeys(["cli"], 13),
+    **dict.fromkeys(["__main__"], 14),
 }
 MAX_LINES = 400
 DISTRIBUTIONS = {

@@ -11,15 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from astrolabe import plan as module
 from astrolabe.cli import main
 from astrolabe.experiment import TrainConfig
-from astrolabe.models.cache import cache_bytes
 from astrolabe.models.lora import lora_parameters
 from astrolabe.plan import Ledger, make_plan
 from astrolabe.recipes.shapes import shapes_tiny
-from astrolabe.rl.grpo import GRPOSettings
-from astrolabe.rl.guards import GuardSettings, WatchSettings
-from astrolabe.rl.regularisation import RegularisationSettings
+from astrolabe.rl.settings import GRPOSettings, GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.runtime.config import override
-from astrolabe.shapes.model import WAN
+from astrolabe.shapes.settings import WAN
 from tests.e2e.test_commands import fails
 
 FAR = {"window.start": "choices", "window.choices": "48", "window.video_frames": "60"}
@@ -55,7 +52,7 @@ def test_what_is_held_is_what_its_sizes_say() -> None:
     slot = 4 * lora_parameters(WAN, cfg.lora.rank)
     assert plan.held["adapters"] == 3 * slot
     assert 2 * slot <= plan.held["optimizer"] < 2 * slot + 4096  # two moments, and a counter each
-    assert plan.held["history"] == cache_bytes(WAN, cfg.rollout.prompts, 9, 16, torch.float32)
+    assert plan.held["history"] == WAN.cache_bytes(cfg.rollout.prompts, 9, 16, itemsize=4)
     assert plan.frames == 4 * (4 * 6 - 3) * 3 * 64 * 64
     assert make_plan(override(cfg, {"rollout.micro_batch": "1"})).frames == plan.frames / 2
     assert make_plan(override(cfg, {"offload": "true"})).held["adapters"] == 2 * slot

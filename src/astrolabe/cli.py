@@ -16,25 +16,18 @@ from rich.console import Console
 from rich.table import Table
 
 from astrolabe import __version__
+from astrolabe.assembly import check_windows, make_algorithm
 from astrolabe.cli_rewards import add_reward_commands, command_rewards
 from astrolabe.data.prompts import read_prompts
 from astrolabe.data.scripts import parse_script, prompts_of, read_script
 from astrolabe.doctor import examine, show_findings, size
 from astrolabe.evaluate import evaluate, summarise, write_json
 from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
-from astrolabe.experiment import (
-    ModelChoice,
-    ModelSettings,
-    TrainConfig,
-    check_windows,
-    make_algorithm,
-    model_settings,
-    resolved,
-)
+from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_settings, resolved
 from astrolabe.export import Format, export
 from astrolabe.generate import Job, embed_with_bar, generate
-from astrolabe.models.opening import ReleasedSettings
 from astrolabe.models.released import table as released_table
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.plan import DEVICES, knobs_that_help, make_plan, target
 from astrolabe.recipes import RECIPES
 from astrolabe.report.page import write_report

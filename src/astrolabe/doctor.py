@@ -17,19 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from astrolabe.experiment import (
-    TrainConfig,
-    check_windows,
-    make_algorithm,
-    make_prompts,
-    make_watch,
-    resolved,
-)
+from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_watch
+from astrolabe.experiment import TrainConfig, resolved
 from astrolabe.models.adapters import fits, read_adapter
-from astrolabe.models.cache import cache_bytes
 from astrolabe.models.lora import linear_layers, lora_parameters
-from astrolabe.models.opening import Files, ReleasedSettings, check_text
+from astrolabe.models.opening import Files, check_text
 from astrolabe.models.released import released
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.text_cache import TextCache
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.transformer import CausalWan
@@ -40,7 +34,7 @@ from astrolabe.rewards.settings import MODELS
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN
+from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
 ROOM = 2**30  # bytes of disk for metrics, samples and the report
@@ -170,7 +164,7 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
     parts = {
         "weights": parameters(wan) * dtype.itemsize,
         "adapters": lora_parameters(wan, cfg.lora.rank) * (3 * 4 + 3 * 4),  # three slots; gradient and two moments
-        "caches": cache_bytes(wan, 1, frames, shape[1] * shape[2] // 4, dtype),
+        "caches": wan.cache_bytes(1, frames, shape[1] * shape[2] // 4, dtype.itemsize),
     }
     needed = sum(parts.values())
     said = f"{size(needed)} without activations (" + ", ".join(f"{name} {size(n)}" for name, n in parts.items()) + ")"

@@ -12,7 +12,6 @@ import torch
 
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
-from astrolabe.experiment import ShapesSettings
 from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
 from astrolabe.runs import RunFolder, open_run
@@ -20,7 +19,7 @@ from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed, write_whole
 from astrolabe.runtime.progress import progress
-from astrolabe.shapes.oracles import SHORTEST
+from astrolabe.shapes.settings import SHORTEST, ShapesSettings
 from astrolabe.types import to_frames
 
 SEEDS = (1001, 1002, 1003, 1004, 1005, 1006)

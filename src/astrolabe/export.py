@@ -8,7 +8,8 @@ from typing import Literal
 from astrolabe.experiment import ModelSettings
 from astrolabe.models import adapters
 from astrolabe.models.adapters import Adapter, from_slot, read_adapter
-from astrolabe.models.opening import Files, ReleasedSettings
+from astrolabe.models.opening import Files
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.weights import recognise
 from astrolabe.runs import ADAPTER, RunFolder
 from astrolabe.runtime.checkpoint import load_tensors

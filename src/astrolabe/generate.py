@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from astrolabe.data.scripts import Script, plan, prompts_of
-from astrolabe.experiment import ModelSettings, make_generator
+from astrolabe.experiment import ModelSettings
 from astrolabe.models.adapters import read_adapter
 from astrolabe.models.lora import freeze_onto
-from astrolabe.models.opening import ReleasedSettings, embed
+from astrolabe.models.opening import embed
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.policies import Policies
 from astrolabe.rollout.live import PlacedNoise, VideoStream
@@ -30,8 +31,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
 from astrolabe.runtime.progress import progress, silence
 from astrolabe.runtime.video import Mp4Writer, read_last_frames
-from astrolabe.shapes.model import CLIP_FRAMES
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import CLIP_FRAMES, FPS
 from astrolabe.types import Latents, TextEmbeddings, Video
 
 TRAINED_FRAMES = 21  # latent frames of the clips that the released models were distilled on
@@ -129,7 +129,7 @@ def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
         _, generator, policies = open_run(RunFolder(job.adapter), job.model)
         return generator, policies
     adapter = read_adapter(job.adapter) if job.adapter else None
-    generator = make_generator(job.model)
+    generator = job.model.open()
     if adapter:
         freeze_onto(generator.transformer, adapter, str(job.adapter))
     return generator, None

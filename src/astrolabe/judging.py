@@ -24,7 +24,8 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.video import frame_rate, read_frames
 from astrolabe.shapes.captions import caption, split
-from astrolabe.shapes.world import FPS, render
+from astrolabe.shapes.settings import FPS
+from astrolabe.shapes.world import render
 from astrolabe.types import Video
 
 CHUNK = 3  # latent frames at a time, as most released models make them

@@ -23,10 +23,11 @@ from torch.utils import _pytree as trees
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from astrolabe.experiment import TrainConfig, make_algorithm, make_watch
+from astrolabe.assembly import make_algorithm, make_watch
+from astrolabe.experiment import TrainConfig
 from astrolabe.models.cache import RollingCache
-from astrolabe.models.opening import ReleasedSettings
 from astrolabe.models.released import released
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
@@ -43,7 +44,8 @@ from astrolabe.runtime.config import override
 from astrolabe.runtime.device import memory, torch_dtype
 from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import LATENT_SHAPE, STREAM, WAN, keep_linears_in
+from astrolabe.shapes.model import keep_linears_in
+from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN
 from astrolabe.shapes.text import TextEncoder
 from astrolabe.types import Stretch, TextEmbeddings, Trajectory, per_frame
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from astrolabe.experiment import ModelSettings, TrainConfig, make_generator
+from astrolabe.experiment import ModelSettings, TrainConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.runtime.checkpoint import CheckpointStore, fingerprint, load_tensors, save_tensors
@@ -126,7 +126,7 @@ def open_run(folder: RunFolder, model: ModelSettings | None = None) -> tuple[Tra
         raise UserError(
             f"{folder.path} has no {ADAPTER} yet: its training has not ended; resume it with the same command"
         )
-    generator = make_generator(model or cfg.model)
+    generator = (model or cfg.model).open()
     policies = make_policies(cfg, generator)
     load_adapter(folder.path / ADAPTER, generator, policies, cfg)
     return cfg, generator, policies

@@ -12,18 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch.nn import functional
 
+from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_scorers, make_watch
 from astrolabe.data.prompts import PromptList
 from astrolabe.data.scripts import parse_script
-from astrolabe.experiment import (
-    TrainConfig,
-    check_windows,
-    make_algorithm,
-    make_generator,
-    make_prompts,
-    make_scorers,
-    make_watch,
-    resolved,
-)
+from astrolabe.experiment import TrainConfig, resolved
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Member, Scorer, ScoringError
 from astrolabe.rl.algorithm import Algorithm
@@ -40,7 +32,7 @@ from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import FPS
 from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores, to_frames, to_video
 
 SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
@@ -245,7 +237,7 @@ def train(cfg: TrainConfig, out: Path) -> Path:
     check_windows(cfg, prompts, algorithm)
     with make_scorers(cfg) as (suite, scorer):
         watch = make_watch(cfg, suite)
-        generator = make_generator(cfg.model)
+        generator = cfg.model.open()
         generator.check_prompts(prompts.texts)
         generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
         folder.claim(cfg)

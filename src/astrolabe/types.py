@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+from astrolabe.words import Span
 
 Latents = Float[Tensor, "b f c h w"]
 Video = Float[Tensor, "b t 3 y x"]  # values in [0, 1]
@@ -23,8 +25,6 @@ Frames = UInt8[Tensor, "b t 3 y x"]  # the same as a file holds it, 0 to 255, in
 TextEmbeddings = Float[Tensor, "b n d"]
 Sigmas = Float[Tensor, "b f"]  # noise level of each latent frame, in [0, 1]
 PerSample = Float[Tensor, "b"]
-Positions = Literal["absolute", "relative"]
-Span = Literal["mixed", "clip", "video"]
 
 
 @dataclass(frozen=True)

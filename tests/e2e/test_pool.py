@@ -18,14 +18,15 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.pool import Batch, Crew, Pool, PoolSettings, check_gpus
-from astrolabe.rewards.settings import RewardSettings, WorkerSettings
+from astrolabe.rewards.pool import Batch, Crew, Pool, check_gpus
+from astrolabe.rewards.settings import PoolSettings, RewardSettings, WorkerSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.world import render
 from astrolabe.train import train
-from astrolabe.types import Footage, Span, to_frames
+from astrolabe.types import Footage, to_frames
+from astrolabe.words import Span
 
 RAY = PoolSettings(backend="ray", threads=1)
 # Dies as often as the file says, and only on videos of its own.

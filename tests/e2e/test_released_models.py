@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from astrolabe.cli import main
-from astrolabe.models.opening import LiveTextEncoder, ReleasedSettings
+from astrolabe.models.opening import LiveTextEncoder
 from astrolabe.models.released import released
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.text_cache import TextCache
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import load_vae

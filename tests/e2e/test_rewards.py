@@ -15,7 +15,7 @@ from astrolabe import train as training
 from astrolabe.cli import main
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.settings import KNOWN, RewardSettings
-from astrolabe.rl.guards import GuardSettings, WatchSettings
+from astrolabe.rl.settings import GuardSettings, WatchSettings
 from astrolabe.rollout.settings import WindowSettings
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.config import save_yaml
@@ -179,7 +179,10 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bytes(
     cfg = replace(shapes_tiny(), steps=4, checkpoint_every=9, window=window, rewards=rewards)
     whole = train(cfg, tmp_path / "whole")
     (tmp_path / "broken").touch()
-    with pytest.raises(UserError, match=r"step 3: 4 of 4 samples got no .*ValueError: tired \(flaky\.py, line 8\); .* the same command goes"):
+    with pytest.raises(
+        UserError,
+        match=r"step 3: 4 of 4 samples got no .*ValueError: tired \(flaky\.py, line 8\); .* the same command goes",
+    ):
         train(cfg, tmp_path / "parts")
     (tmp_path / "broken").unlink()
     parts = training.train(cfg, tmp_path / "parts")

@@ -13,6 +13,7 @@ import pytest
 from astrolabe.cli import main
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.tracking import read_metrics
+from astrolabe.shapes.settings import ShapesSettings
 from tests.e2e.test_commands import fails
 
 STREAMING = [
@@ -112,7 +113,7 @@ def test_memory_knobs_change_nothing_but_memory(run: Path, prompts: Path, tmp_pa
 def test_a_window_or_script_that_does_not_fit_is_one_line_before_anything_is_loaded(
     words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astrolabe.train.make_generator", lambda settings: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(ShapesSettings, "open", lambda settings: pytest.fail("the model was loaded"))
     if words[-1].startswith("SCRIPT:"):
         file = tmp_path / "prompts.txt"
         file.write_text(words[-1].removeprefix("SCRIPT:") + "\n")

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from astrolabe.cli import main
-from astrolabe.experiment import RewardSettings, TrainConfig
+from astrolabe.experiment import TrainConfig
 from astrolabe.models.adapters import read_adapter
 from astrolabe.recipes import RECIPES
 from astrolabe.recipes.shapes import shapes_tiny
-from astrolabe.rl.guards import GuardSettings, WatchSettings
+from astrolabe.rewards.settings import RewardSettings
 from astrolabe.rl.policies import Policies
-from astrolabe.rl.regularisation import RegularisationSettings
+from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import save_yaml
 from astrolabe.runtime.interrupts import Interrupted

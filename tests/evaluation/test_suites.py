@@ -6,7 +6,8 @@ import torch
 
 from astrolabe.evaluate import both
 from astrolabe.evaluation.suites import MEASURES, Suite, equal_parts, run_suite
-from astrolabe.rl.policies import LoraSettings, Policies
+from astrolabe.rl.policies import Policies
+from astrolabe.rl.settings import LoraSettings
 from astrolabe.shapes.captions import parse
 from astrolabe.shapes.model import load_shapes_model
 from astrolabe.shapes.world import Scene

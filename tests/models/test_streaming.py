@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from astrolabe.models.attention import attention
-from astrolabe.models.cache import RollingCache, cache_bytes
+from astrolabe.models.cache import RollingCache
 from astrolabe.models.rope import rotate, rotation, shift
 from astrolabe.models.visibility import visible
 from astrolabe.models.wan.config import WanConfig
@@ -131,13 +131,13 @@ def test_the_cache_accounts_for_its_memory_exactly_and_does_not_grow() -> None:
         model.commit(clean[:, first : first + 3], condition, cache)
         places.add(tuple(buffer.data_ptr() for buffer in (*cache.keys, *cache.values)))
     assert len(places) == 1
-    expected = cache_bytes(model.transformer.config, 2, 9, model.frame_tokens, torch.float64)
+    expected = model.transformer.config.cache_bytes(2, 9, model.frame_tokens, itemsize=8)
     assert cache.nbytes == expected == sum(b.numel() * 8 for b in (*cache.keys, *cache.values))
 
 
 def test_a_frame_of_wan_1_3b_takes_287_and_a_half_megabytes() -> None:
     wan = WanConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, freq_dim=256, text_dim=4096)
-    assert cache_bytes(wan, 1, 1, 30 * 52, torch.bfloat16) == 287_539_200
+    assert wan.cache_bytes(1, 1, 30 * 52, itemsize=2) == 287_539_200
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from astrolabe.pretrain.sampling import sample_many_steps
 from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.shapes.captions import parse, split
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import STREAM, WAN, load_shapes_model
+from astrolabe.shapes.model import load_shapes_model
+from astrolabe.shapes.settings import STREAM, WAN
 
 
 @pytest.fixture(autouse=True)

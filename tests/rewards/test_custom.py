@@ -18,8 +18,7 @@ from astrolabe.rewards.cache import ScoreCache, identity
 from astrolabe.rewards.custom import load_custom, write_template
 from astrolabe.rewards.opening import Opening, look_at
 from astrolabe.rewards.pool import whole
-from astrolabe.rewards.server import ServerSettings
-from astrolabe.rewards.settings import KNOWN, RewardModelSettings, RewardSettings
+from astrolabe.rewards.settings import KNOWN, RewardModelSettings, RewardSettings, ServerSettings
 from astrolabe.rewards.spec import parse_spec
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.settings import Plain

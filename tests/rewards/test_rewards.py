@@ -17,7 +17,8 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption
 from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene, render
-from astrolabe.types import Footage, Rollout, Span, to_frames, to_video
+from astrolabe.types import Footage, Rollout, to_frames, to_video
+from astrolabe.words import Span
 
 RED, BLUE = Scene("red", "circle", "left"), Scene("blue", "square", "still")
 

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from astrolabe.rewards.base import Member, attempt
-from astrolabe.rewards.server import ServerReward, ServerSettings
+from astrolabe.rewards.server import ServerReward
+from astrolabe.rewards.settings import ServerSettings
 from astrolabe.runtime.errors import UserError
 
 VIDEO = torch.linspace(0, 1, 4).view(4, 1, 1, 1, 1).expand(4, 9, 3, 8, 8).contiguous()

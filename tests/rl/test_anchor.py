@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from astrolabe.rl.anchor import AdaptiveShare, anchored, disagreement, mean_positive, ranks
 from astrolabe.rl.policies import Policies
-from astrolabe.rl.regularisation import RegularisationSettings, Regulariser, drift
+from astrolabe.rl.regularisation import Regulariser, drift
+from astrolabe.rl.settings import RegularisationSettings
 from astrolabe.types import Scores
 
 ROWS = st.integers(2, 30)

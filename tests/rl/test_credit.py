@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.rl.advantages import combine_rewards, contributions, group_advantages
-from astrolabe.rl.algorithm import AlgorithmSettings
+from astrolabe.rl.settings import AlgorithmSettings
 
 COMBINE, STD = ("normalize_then_sum", "weighted_sum"), ("step", "group", "none")
 

@@ -18,9 +18,10 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import optimality
 from astrolabe.rl.algorithm import Samples
 from astrolabe.rl.forward import Forward, PromptText
-from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
-from astrolabe.rl.policies import LoraSettings, Policies
-from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
+from astrolabe.rl.nft import NFT, nft_loss
+from astrolabe.rl.policies import Policies
+from astrolabe.rl.settings import LoraSettings, NFTSettings, OptimizerSettings
+from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.types import Experience, Rollout, Scores, Stretch

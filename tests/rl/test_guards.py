@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.rewards.pixels import boundary_jump, diversity, flicker, motion_energy, saturation, sharpness
-from astrolabe.rl.guards import GuardSettings, Meter, Watch, WatchSettings, compared, moments
+from astrolabe.rl.guards import Meter, Watch, compared, moments
+from astrolabe.rl.settings import GuardSettings, WatchSettings
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Footage, Rollout, Span, to_frames, to_video
+from astrolabe.types import Footage, Rollout, to_frames, to_video
+from astrolabe.words import Span
 
 SHARES: dict[Span, float] = {"mixed": 1.0, "clip": 1.0, "video": 1.0}
 

@@ -16,9 +16,10 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
 from astrolabe.rl.algorithm import Part, Samples
 from astrolabe.rl.forward import Forward, PromptText
-from astrolabe.rl.nft import NFT, NFTSettings, nft_loss
-from astrolabe.rl.policies import LoraSettings, Policies
-from astrolabe.rl.update import OptimizerSettings, clip_gradients, learning_rate, make_optimizer, update
+from astrolabe.rl.nft import NFT, nft_loss
+from astrolabe.rl.policies import Policies
+from astrolabe.rl.settings import LoraSettings, NFTSettings, OptimizerSettings
+from astrolabe.rl.update import clip_gradients, learning_rate, make_optimizer, update
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Rollout, Scores, Stretch
 from tests.conftest import LATENT, tiny_stream, tiny_wan

@@ -20,13 +20,21 @@ from astrolabe.data.scripts import parse_script
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.algorithm import Algorithm, Samples
 from astrolabe.rl.forward import Forward, PromptText
-from astrolabe.rl.grpo import GRPO, GRPOSettings, clipped, log_ratio
-from astrolabe.rl.nft import NFT, NFTSettings, nft_loss, squared
+from astrolabe.rl.grpo import GRPO, clipped, log_ratio
+from astrolabe.rl.nft import NFT, nft_loss, squared
 from astrolabe.rl.policies import Policies
-from astrolabe.rl.positive import Positive, PositiveSettings
-from astrolabe.rl.regularisation import RegularisationSettings, Regulariser
-from astrolabe.rl.reward_weighted import RewardWeighted, RewardWeightedSettings
-from astrolabe.rl.update import OptimizerSettings, make_optimizer, update
+from astrolabe.rl.positive import Positive
+from astrolabe.rl.regularisation import Regulariser
+from astrolabe.rl.reward_weighted import RewardWeighted
+from astrolabe.rl.settings import (
+    GRPOSettings,
+    NFTSettings,
+    OptimizerSettings,
+    PositiveSettings,
+    RegularisationSettings,
+    RewardWeightedSettings,
+)
+from astrolabe.rl.update import make_optimizer, update
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError

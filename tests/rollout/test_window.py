@@ -18,7 +18,8 @@ from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Footage, Rollout, Span, to_video
+from astrolabe.types import Footage, Rollout, to_video
+from astrolabe.words import Span
 from tests.conftest import tiny_stream, tiny_world
 
 

@@ -11,8 +11,9 @@ from astrolabe.evaluation.suites import Suite, run_suite
 from astrolabe.pretrain.card import as_markdown
 from astrolabe.rollout.videos import generate, generate_batches, video_noise
 from astrolabe.shapes.captions import split
-from astrolabe.shapes.model import CLIP_FRAMES, SHIPPED, load_shapes_model
+from astrolabe.shapes.model import SHIPPED, load_shapes_model
 from astrolabe.shapes.oracles import judge
+from astrolabe.shapes.settings import CLIP_FRAMES
 from astrolabe.shapes.world import ALL_SCENES, render
 
 CARD = json.loads((SHIPPED / "card.json").read_text(encoding="utf-8"))

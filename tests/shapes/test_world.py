@@ -8,18 +8,8 @@ import pytest
 import torch
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.world import (
-    ALL_SCENES,
-    BACKGROUND,
-    CANVAS,
-    COLOURS,
-    SHAPES,
-    Scene,
-    Start,
-    coverage,
-    render,
-    render_from,
-)
+from astrolabe.shapes.settings import CANVAS
+from astrolabe.shapes.world import ALL_SCENES, BACKGROUND, COLOURS, SHAPES, Scene, Start, coverage, render, render_from
 
 
 def seeded(seed: int = 0) -> torch.Generator:

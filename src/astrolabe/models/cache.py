@@ -20,11 +20,6 @@ from astrolabe.models.visibility import sink_shift
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 
 
-def cache_bytes(model: WanConfig, batch: int, frames: int, frame_tokens: int, dtype: torch.dtype) -> int:
-    """Bytes of keys and values of ``frames`` latent frames: 287.5 MB a frame and video for Wan 1.3B in bfloat16."""
-    return 2 * model.num_layers * batch * frames * frame_tokens * model.dim * dtype.itemsize
-
-
 class RollingCache:
     """Keys and values of one batch of streams that advance together; never holds a graph.
 

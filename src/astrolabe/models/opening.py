@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from astrolabe.models.adapters import read_adapter
 from astrolabe.models.lora import freeze_onto
@@ -20,94 +19,18 @@ from astrolabe.models.released import (
     find_file,
     released,
 )  # fmt: skip
+from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.text_cache import OWNER, TextCache
-from astrolabe.models.wan.config import StreamConfig, WanConfig
+from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.text import WanTextEncoder, load_umt5
 from astrolabe.models.wan.vae import load_vae
 from astrolabe.models.wan.weights import load_transformer
-from astrolabe.runtime.config import config, setting
-from astrolabe.runtime.device import Dtype, check_device, empty_cache, torch_dtype, usual_device
+from astrolabe.runtime.device import check_device, empty_cache, torch_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import locked
 from astrolabe.runtime.tensorfile import FLAT
 from astrolabe.types import TextEmbeddings
-
-PIXELS = 16  # rows and columns of a token: the VAE makes 8 one, the patch 2
-ReleasedName = Literal[
-    "self-forcing", "causal-forcing", "causal-forcing-framewise", "causal-forcing-2step", "causal-forcing-1step",
-    "longlive", "krea-realtime-14b",
-]  # fmt: skip
-
-
-@config
-class ReleasedSettings:
-    """A released model: where its files are, and how it streams."""
-
-    name: ReleasedName = setting("model; `astrolabe models` shows them all")
-    weights: str = setting("its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
-    container: Literal["own", "generator", "generator_ema", "flat"] = setting(
-        "which weights of a checkpoint that has several; `own`: those that its authors use, `flat`: those at its top",
-        default="own",
-    )
-    adapter: str = setting(
-        "adapter that belongs to the model and stays frozen (PEFT folder or LoRA file); empty: its authors', if it has "
-        "one; `none`: none", default="",
-    )  # fmt: skip
-    wan: str = setting(f"folder or hub id with {VAE_FILE} and {TEXT_FILE}; empty: Wan's on the hub", default="")
-    text_cache: str = setting("folder of embedded prompts, which `astrolabe embed` fills", default="text_cache")
-    height: int = setting("height of the video, a multiple of 16", unit="pixels", default=480, ge=PIXELS)
-    width: int = setting("width of the video, a multiple of 16", unit="pixels", default=832, ge=PIXELS)
-    window_frames: int | None = setting(
-        "latent frames that a chunk sees, itself included; 0: all there are; none: as many as the model was made for",
-        default=None, ge=0,
-    )  # fmt: skip
-    sink_frames: int | None = setting(
-        "first latent frames that stay visible for ever; none: as many as the model was made for", default=None, ge=0
-    )
-    positions: Literal["own", "absolute", "relative"] = setting(
-        "of cached frames: where they stand in the video, or before the chunk at work (for videos longer than those of "
-        "training)", default="own",
-    )  # fmt: skip
-    rebuild_frames: int | None = setting(
-        "clean latent frames from which the cache is made anew before every chunk; none: it is kept", default=None, ge=1
-    )
-    vae_tile: int | None = setting(
-        "decode in tiles of so many latent rows and columns; none: whole frames", default=None, ge=8
-    )
-    dtype: Dtype = setting(
-        "what the frozen base is kept and computes in; `auto` is bfloat16 where the machine multiplies it natively",
-        default="auto",
-    )
-    device: str = setting("where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto")
-
-    def __post_init__(self) -> None:
-        for name in ("height", "width"):
-            if getattr(self, name) % PIXELS:
-                raise UserError(f"{name}={getattr(self, name)} is not a multiple of {PIXELS} pixels")
-
-    @property
-    def place(self) -> str:
-        """The device, with nothing left open."""
-        return usual_device() if self.device == "auto" else self.device
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, rows and columns of one latent frame."""
-        return 16, self.height // 8, self.width // 8
-
-    @property
-    def stream(self) -> StreamConfig:
-        """How it streams: the model's own ways, and what was set instead. UserError when they contradict each other."""
-        stream = released(self.name).stream
-        window, sink = stream.window_frames, stream.sink_frames
-        return replace(
-            stream,
-            window_frames=window if self.window_frames is None else self.window_frames or None,
-            sink_frames=sink if self.sink_frames is None else self.sink_frames,
-            positions=stream.positions if self.positions == "own" else self.positions,
-            rebuild_frames=self.rebuild_frames,
-        )
 
 
 @dataclass(frozen=True)

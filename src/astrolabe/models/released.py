@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from astrolabe.models.cache import cache_bytes
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.runtime.errors import UserError, nearest
 
@@ -65,7 +62,7 @@ class ReleasedModel:
         frames = 1 + int(seconds * FPS) // 4
         if self.stream.window_frames is not None:
             frames = min(frames, self.stream.window_frames)
-        return cache_bytes(self.wan, 1, frames, FRAME_TOKENS, torch.bfloat16)
+        return self.wan.cache_bytes(1, frames, FRAME_TOKENS, itemsize=2)
 
 
 RELEASED: dict[str, ReleasedModel] = {

@@ -28,7 +28,8 @@ from astrolabe.pretrain.flow_matching import TeacherPlan, train_teacher
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import SHIPPED, STREAM, WAN, build
+from astrolabe.shapes.model import SHIPPED, build
+from astrolabe.shapes.settings import STREAM, WAN
 from astrolabe.shapes.world import JITTER
 
 SEED = 2026

@@ -20,8 +20,9 @@ from astrolabe.rollout.videos import generate, video_noise
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.shapes.captions import split
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import CLIP_FRAMES, build
+from astrolabe.shapes.model import build
 from astrolabe.shapes.oracles import judge
+from astrolabe.shapes.settings import CLIP_FRAMES
 from astrolabe.shapes.world import ALL_SCENES, render
 
 SEEDS = (21, 22, 23, 24)

@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from astrolabe.pretrain.progress import Bar
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.world import ALL_SCENES, CANVAS, render
+from astrolabe.shapes.settings import CANVAS
+from astrolabe.shapes.world import ALL_SCENES, render
 
 _PHASES = 160  # frames: first frames are drawn from 0 .. _PHASES - 1, time enough to wrap around the canvas
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from astrolabe.shapes.captions import WORDINGS, caption, split
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.settings import CLIP_FRAMES
 from astrolabe.shapes.world import Scene, render
 
 LONG = 2 * CLIP_FRAMES  # latent frames of a training video: windows are cut from twice the length of a clip

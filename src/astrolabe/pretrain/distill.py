@@ -25,7 +25,7 @@ from astrolabe.pretrain.data import Batch, LatentData, draw_captions
 from astrolabe.pretrain.flow_matching import TeacherPlan, flow_matching_loss, follow
 from astrolabe.pretrain.progress import Bar
 from astrolabe.rollout.stream import denoise_chunk
-from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.settings import CLIP_FRAMES
 from astrolabe.shapes.text import TextEncoder
 from astrolabe.types import Latents, TextEmbeddings
 

@@ -13,7 +13,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan, initialise
 from astrolabe.pretrain.data import Batch, LatentData
 from astrolabe.pretrain.progress import Bar
-from astrolabe.shapes.model import CLIP_FRAMES, LATENT_SHAPE, STREAM, WAN
+from astrolabe.shapes.settings import CLIP_FRAMES, LATENT_SHAPE, STREAM, WAN
 from astrolabe.shapes.text import TextEncoder
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
-from astrolabe.rl.grpo import GRPOSettings
-from astrolabe.rl.nft import NFTSettings
-from astrolabe.rl.policies import LoraSettings
-from astrolabe.rl.positive import PositiveSettings
-from astrolabe.rl.regularisation import RegularisationSettings
-from astrolabe.rl.reward_weighted import RewardWeightedSettings
-from astrolabe.rl.update import OptimizerSettings
+from astrolabe.experiment import TrainConfig
+from astrolabe.rewards.settings import RewardSettings
+from astrolabe.rl.settings import (
+    GRPOSettings,
+    LoraSettings,
+    NFTSettings,
+    OptimizerSettings,
+    PositiveSettings,
+    RegularisationSettings,
+    RewardWeightedSettings,
+)
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
-from astrolabe.shapes.model import CLIP_FRAMES
+from astrolabe.shapes.settings import CLIP_FRAMES, ShapesSettings
 
 
 def shapes() -> TrainConfig:

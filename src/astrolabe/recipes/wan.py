@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from astrolabe.experiment import RewardSettings, TrainConfig
-from astrolabe.models.opening import ReleasedSettings
-from astrolabe.rewards.settings import RewardModelSettings
-from astrolabe.rl.nft import NFTSettings
-from astrolabe.rl.policies import LoraSettings
-from astrolabe.rl.regularisation import RegularisationSettings
-from astrolabe.rl.update import OptimizerSettings
+from astrolabe.experiment import TrainConfig
+from astrolabe.models.settings import ReleasedSettings
+from astrolabe.rewards.settings import RewardModelSettings, RewardSettings
+from astrolabe.rl.settings import LoraSettings, NFTSettings, OptimizerSettings, RegularisationSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 
 # How good every picture looks, how well it moves, and whether it shows what was asked for.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
 
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import FPS
 
 Records = Sequence[Mapping[str, Any]]
 Series = Sequence[float | None]  # None is a gap

@@ -13,7 +13,7 @@ from astrolabe.runs import RunFolder
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.video import mp4_bytes
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import FPS
 
 SCALE = 3  # every pixel is encoded this large: codecs blur edges of a single pixel
 SMALL_SCALE = 2  # candidates are many, and shown small

@@ -19,7 +19,7 @@ from astrolabe.report.results import MEANINGS, headline, long_reading, read_eval
 from astrolabe.runs import RunFolder
 from astrolabe.runtime.config import describe
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.shapes.world import FPS
+from astrolabe.shapes.settings import FPS
 
 
 def write_report(folder: RunFolder) -> Path:

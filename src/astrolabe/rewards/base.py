@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from astrolabe.rewards.settings import Role
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Span, Video, to_video
+from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Video, to_video
+from astrolabe.words import Span
 
 FLOATS_AT_ONCE = 2**28  # pixels that are floating-point numbers at the same time: all of a step would be gigabytes
 
-Role = Literal["primary", "auxiliary", "judge"]
 Answer = tuple[Tensor, Tensor, str]  # of one reward on some videos: scores, doubts, and why some have none
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ from torch import Tensor
 from astrolabe.rewards.base import Answer, Member, Scorer, UncertainReward, at_once, attempt, without_score
 from astrolabe.rewards.custom import spec_file
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.settings import ORACLES, VIDEO_MODELS, RewardSettings, WorkerSettings
-from astrolabe.runtime.config import config, setting
+from astrolabe.rewards.settings import ORACLES, VIDEO_MODELS, PoolSettings, RewardSettings, WorkerSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Latents, PerSample, Scores, Video, to_video
 
@@ -35,25 +34,6 @@ PAUSE = 0.2  # seconds between looks at a worker that is being started again
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, Ray listens on this machine alone
 NICE = "RAY_worker_niceness"  # workers are the run's own, and wait for nobody else's work
 TOKEN = "RAY_AUTH_TOKEN"  # who may ask the workers for work; without one Ray writes one into the home folder
-
-
-@config
-class PoolSettings:
-    """Where rewards are computed."""
-
-    backend: Literal["inline", "ray"] = setting(
-        "inline: in the training process, between its other work; ray: in processes of their own, while candidates are "
-        "made",
-        default="inline",
-    )
-    address: str = setting(
-        "of a Ray cluster that is there (host:port); empty: one on this machine alone, for this run", default=""
-    )
-    threads: int = setting("CPU threads of every worker; 0: as many as the training process has", default=0, ge=0)
-    timeout: float = setting(
-        "a worker that has not answered for so long, on a batch or while it starts, is taken for dead", unit="seconds",
-        default=1800.0, gt=0,
-    )  # fmt: skip
 
 
 @dataclass

@@ -23,35 +23,12 @@ from torch import Tensor
 
 from astrolabe.rewards.base import check_batch
 from astrolabe.rewards.frames import evenly, to_pictures
-from astrolabe.runtime.config import config, setting
+from astrolabe.rewards.settings import ServerSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import PerSample, Video
 
 LONGEST, SAID = 2**17, 120  # bytes of a reply; characters of an error that are told
 ANSWER = '\nAnswer with nothing but JSON: {"score": NUMBER}, a number from LOW to HIGH.'
-
-
-@config
-class ServerSettings:
-    """A server that speaks OpenAI's protocol (vLLM, SGLang and others), and what it is asked."""
-
-    url: str = setting("of the server, up to /v1: http://localhost:8000/v1")
-    model: str = setting("name of the model there")
-    rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt")
-    shown: int = setting("frames that it is shown, evenly spread", default=8, ge=1)
-    lowest: float = setting("score of the worst", default=0.0)
-    highest: float = setting("score of the best", default=10.0)
-    concurrency: int = setting("requests at the same time", default=8, ge=1)
-    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0)
-    tries: int = setting("of one request, with longer and longer waits between them", default=4, ge=1)
-    wait: float = setting("before the second try; doubled before each other", unit="seconds", default=1.0, ge=0)
-    key: Path | None = setting("file that holds the API key; none: no key is sent", default=None)
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url={self.url} does not begin with http:// or https://")
-        if self.lowest >= self.highest:
-            raise ValueError(f"lowest={self.lowest:g} must be under highest={self.highest:g}")
 
 
 class Failed(Exception):

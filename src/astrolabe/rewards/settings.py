@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from astrolabe.rewards.base import Role
-from astrolabe.rewards.pixels import ANY_VIDEO
-from astrolabe.rewards.server import ServerSettings
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.device import Dtype, torch_dtype, usual_device
 from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.runtime.settings import Plain
-from astrolabe.types import Span
+from astrolabe.words import Span
+
+if TYPE_CHECKING:
+    import torch
 
 ORACLES = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness", "smoothness",
            "steadiness")  # fmt: skip
@@ -21,8 +22,11 @@ MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
 ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
              "server", *PICTURE_MODELS)  # fmt: skip
 DOUBTING = ("hpsv3",)  # those that know how uncertain they are
-MEASURES = (*ANY_VIDEO, "pixel_seamlessness")  # of any video, without weights
+MEASURES = ("pixel_motion", "pixel_steadiness", "pixel_saturation", "pixel_sharpness", "flow_degree", "flow_smoothness",
+            "pixel_seamlessness")  # fmt: skip  # of any video, without weights
 KNOWN = (*ORACLES, *MEASURES, "random", *MODELS, "server")
+
+Role = Literal["primary", "auxiliary", "judge"]
 
 
 @config
@@ -55,6 +59,29 @@ class RewardModelSettings:
     def computes_in(self) -> torch.dtype:
         """The dtype, with nothing left open."""
         return torch_dtype(self.dtype, self.place)
+
+
+@config
+class ServerSettings:
+    """A server that speaks OpenAI's protocol (vLLM, SGLang and others), and what it is asked."""
+
+    url: str = setting("of the server, up to /v1: http://localhost:8000/v1")
+    model: str = setting("name of the model there")
+    rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt")
+    shown: int = setting("frames that it is shown, evenly spread", default=8, ge=1)
+    lowest: float = setting("score of the worst", default=0.0)
+    highest: float = setting("score of the best", default=10.0)
+    concurrency: int = setting("requests at the same time", default=8, ge=1)
+    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0)
+    tries: int = setting("of one request, with longer and longer waits between them", default=4, ge=1)
+    wait: float = setting("before the second try; doubled before each other", unit="seconds", default=1.0, ge=0)
+    key: Path | None = setting("file that holds the API key; none: no key is sent", default=None)
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url={self.url} does not begin with http:// or https://")
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest={self.lowest:g} must be under highest={self.highest:g}")
 
 
 @config
@@ -121,3 +148,22 @@ class RewardSettings:
             raise UserError(f"reward {self.name}: args are for a reward of your own, path/to/file.py:Class")
         if odd := [name for name in self.args if not name.isidentifier()]:
             raise UserError(f"reward {self.name}: args: {odd[0]!r} is no name of an argument")
+
+
+@config
+class PoolSettings:
+    """Where rewards are computed."""
+
+    backend: Literal["inline", "ray"] = setting(
+        "inline: in the training process, between its other work; ray: in processes of their own, while candidates are "
+        "made",
+        default="inline",
+    )
+    address: str = setting(
+        "of a Ray cluster that is there (host:port); empty: one on this machine alone, for this run", default=""
+    )
+    threads: int = setting("CPU threads of every worker; 0: as many as the training process has", default=0, ge=0)
+    timeout: float = setting(
+        "a worker that has not answered for so long, on a batch or while it starts, is taken for dead", unit="seconds",
+        default=1800.0, gt=0,
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from astrolabe.shapes.captions import parse
 from astrolabe.shapes.oracles import judge
-from astrolabe.shapes.world import CANVAS
+from astrolabe.shapes.settings import CANVAS
 from astrolabe.types import PerSample, Video
 
 

@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from astrolabe.rewards.server import ServerSettings
-from astrolabe.rewards.settings import RewardModelSettings, RewardSettings
+from astrolabe.rewards.settings import RewardModelSettings, RewardSettings, ServerSettings
 from astrolabe.runtime.config import override
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.settings import KEY, construct, pairs, parts

@@ -6,16 +6,14 @@ A sample that a reward could not score is nan there. It takes no part in any mea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from astrolabe.rl.settings import Combine, Std
 from astrolabe.types import PerSample
 
-Combine = Literal["normalize_then_sum", "weighted_sum"]
-Std = Literal["step", "group", "none"]
 TINY = 1e-6
 
 

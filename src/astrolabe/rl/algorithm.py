@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,57 +17,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe import flow
 from astrolabe.models.wan.config import StreamConfig
-from astrolabe.rl.advantages import Combine, Std, combine_rewards, contributions, group_advantages
+from astrolabe.rl.advantages import combine_rewards, contributions, group_advantages
 from astrolabe.rl.forward import Forward
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.regularisation import Regulariser, drift
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import AlgorithmSettings, ForwardSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Latents, Metrics, PerSample, Rollout, Scores, Sigmas, Trajectory
-
-
-@config
-class AlgorithmSettings:
-    """What all algorithms share: how scores become advantages, and how the behavior policy follows."""
-
-    combine: Combine = setting("how several rewards become one", default="normalize_then_sum")
-    std: Std = setting("what advantages are divided by", default="step")
-    behavior_keep: float = setting("share of itself the behavior policy keeps after a step", ge=0, le=1)
-    behavior_rise: float | None = setting(
-        "that share rises from nothing by so much a step, up to behavior_keep; the default is behavior_keep at once",
-        default=None,
-        gt=0,
-    )
-    levels_per_sample: int = setting("levels drawn (without repetition) for every chunk of a sample", default=1, ge=1)
-    common_noise: bool = setting(
-        "the candidates of a group share levels and noise, so that their common error cancels",
-        default=False,
-    )
-
-    def keep(self, step: int) -> float:
-        """The share that the behavior policy keeps after step number ``step``, counted from 0."""
-        if self.behavior_rise is None:
-            return self.behavior_keep
-        return min(self.behavior_rise * step, self.behavior_keep)
-
-
-@config
-class ForwardSettings(AlgorithmSettings):
-    """What all algorithms in the forward process share: the noise levels, and what a noisy chunk sees.
-
-    The defaults follow the sampler. Of docs/evidence.md the cells ``e unwarped``, ``e uniform levels`` and
-    ``e noisy context`` say that nothing else does better; none of them is worse beyond chance.
-    """
-
-    levels: Literal["sampler", "unwarped", "uniform"] = setting(
-        "noise levels trained at: those the sampler visits, the same list before warping, or uniform in (0, 1)",
-        default="sampler",
-    )
-    context: Literal["clean", "noisy"] = setting(
-        "the chunks before, as a noisy chunk sees them: clean, as in the sampler, or at their own noise levels",
-        default="clean",
-    )
-
 
 Shared = TypeVar("Shared", bound=AlgorithmSettings)
 Noised = TypeVar("Noised", bound=ForwardSettings)

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from astrolabe.rl.settings import RankOrder, RankScope
 from astrolabe.types import PerSample
-
-RankScope = Literal["step", "group"]
-RankOrder = Literal["ascending", "descending"]
 
 
 def ranks(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:

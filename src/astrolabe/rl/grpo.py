@@ -9,7 +9,6 @@ sampler. An action is one such step of one chunk. Source: GRPO (arXiv 2402.03300
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -17,23 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe.models.wan.config import StreamConfig
-from astrolabe.rl.algorithm import Algorithm, AlgorithmSettings, Part, Samples, runs
+from astrolabe.rl.algorithm import Algorithm, Part, Samples, runs
 from astrolabe.rl.forward import Forward
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import GRPOSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Latents, PerSample
-
-
-@config
-class GRPOSettings(AlgorithmSettings):
-    """GRPO: clipped ratios of the probabilities of the sampler's own steps.
-
-    On the embedded model it does not rise above the base, at two learning rates: cells ``r grpo`` of docs/evidence.md.
-    """
-
-    name: Literal["grpo"] = setting("algorithm", default="grpo")
-    clip: float = setting("how far a ratio may leave one before it no longer counts", default=1e-3, gt=0)
-    max_advantage: float = setting("advantages are cut at this, either way", default=5.0, gt=0)
 
 
 def log_ratio(

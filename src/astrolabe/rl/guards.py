@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -21,76 +21,14 @@ from astrolabe.rewards.pixels import (
     saturation,
     sharpness,
 )
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import Action, Measure, WatchSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Metrics, Rollout, to_video
 
-Measure = Literal["motion_energy", "saturation", "sharpness", "flicker", "boundary_jump", "diversity", "latent_shift",
-                  "latent_spread"]  # fmt: skip
-Action = Literal["warn", "slow", "refresh", "stop"]
 PIXELS = {"motion_energy": motion_energy, "saturation": saturation, "sharpness": sharpness, "flicker": flicker}
 AT_ONCE = 8  # videos that are floating-point numbers at the same time
 SLOWER = 0.5  # what `slow` multiplies the learning rate by
 BASE_CLIPS = 2  # of every prompt by the base: as few as can differ
-
-
-@config
-class GuardSettings:
-    """One rule: when a measure has stood beyond a bound for some steps, do something."""
-
-    watch: str = setting(
-        "a measure (motion_energy, saturation, sharpness, flicker, boundary_jump, diversity, latent_shift, "
-        "latent_spread), or the name of one of the run's rewards"
-    )
-    below: float | None = setting(
-        "the rule speaks when the measure is under this share of the base's", default=None, gt=0
-    )
-    above: float | None = setting(
-        "the rule speaks when the measure is over this share of the base's", default=None, gt=0
-    )
-    drop: float | None = setting(
-        "the rule speaks when the measure is more than this under the base's; the one bound for rewards, which may be "
-        "negative",
-        default=None,
-        gt=0,
-    )
-    steps: int = setting("for so many steps in a row", unit="steps", default=3, ge=1)
-    action: Action = setting(
-        "what is done: warn; slow: half the learning rate from now on, again each time; refresh: the learner becomes "
-        "the reference; stop: end the run with the best adapter",
-        default="warn",
-    )
-
-    def __post_init__(self) -> None:
-        bounds = [self.below, self.above, self.drop]
-        if bounds.count(None) != 2:
-            raise ValueError(f"watch={self.watch}: give one of below, above and drop")
-
-    def broken(self, value: float, base: float) -> bool:
-        """Whether a measure is beyond the bound."""
-        if self.below is not None:
-            return value < self.below * base
-        if self.above is not None:
-            return value > self.above * base
-        return value < base - (self.drop or 0.0)
-
-    @property
-    def words(self) -> str:
-        """The rule, as a sentence has it."""
-        if self.drop is not None:
-            return f"{self.watch} more than {self.drop:g} under the base's"
-        side, share = ("under", self.below) if self.below is not None else ("over", self.above)
-        return f"{self.watch} {side} {share:g} times the base's"
-
-
-@config
-class WatchSettings:
-    """Guards, and which checkpoint is the best."""
-
-    guards: tuple[GuardSettings, ...] = setting(
-        "rules; for them, and for judges, the base makes two clips of every prompt", default=()
-    )
-    memory: float = setting("share of itself that a running average keeps in a step", default=0.8, ge=0, lt=1)
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
 from astrolabe.rl import advantages as credit
-from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.algorithm import ForwardProcess
+from astrolabe.rl.settings import NFTSettings, Weighting
 from astrolabe.types import Latents, PerSample
-
-Weighting = Literal["none", "adaptive"]
-
-
-@config
-class NFTSettings(ForwardSettings):
-    """Negative-aware fine-tuning: good samples pull, bad ones push.
-
-    No weighting by default: the cells ``d adaptive`` and ``d adaptive, fast`` of docs/evidence.md gain nothing by it.
-    ``beta`` has no default, as it acts together with the learning rate (``e beta 0.3``, ``e beta 1``).
-    """
-
-    name: Literal["nft"] = setting("algorithm", default="nft")
-    beta: float = setting("how far the implicit positive and negative policies stand from the behavior policy", gt=0)
-    a_max: float = setting("advantage at which optimality saturates", unit="standard deviations", default=5.0, gt=0)
-    weighting: Weighting = setting(
-        "what a squared error is divided by: nothing, or adaptively its own mean absolute error, as DiffusionNFT does",
-        default="none",
-    )
 
 
 def squared(error: Latents, weighting: Weighting = "none") -> PerSample:

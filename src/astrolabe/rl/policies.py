@@ -6,17 +6,9 @@ import torch
 from torch import nn
 
 from astrolabe.models.lora import LoraSlots
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import LoraSettings
 
 SLOTS = ("learner", "behavior", "reference")
-
-
-@config
-class LoraSettings:
-    """Size of the adapters, on every linear layer of every block."""
-
-    rank: int = setting("rank of the adapters", ge=1)
-    alpha: float = setting("scale of the adapters; their update is multiplied by alpha / rank", gt=0)
 
 
 class Policies(LoraSlots):

@@ -2,25 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from astrolabe.rl import advantages as credit
-from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.algorithm import ForwardProcess
+from astrolabe.rl.settings import PositiveSettings
 from astrolabe.types import Latents, PerSample
-
-
-@config
-class PositiveSettings(ForwardSettings):
-    """Positive-only fine-tuning: every sample pulls, good ones more.
-
-    On a distilled generator the pull by itself ruins the videos, with rewards or without: cells ``r positive`` and
-    ``r positive, blind`` of docs/evidence.md.
-    """
-
-    name: Literal["positive"] = setting("algorithm", default="positive")
-    beta: float = setting("how far the implicit positive policy stands from the behavior policy", gt=0)
-    a_max: float = setting("advantage at which optimality saturates", unit="standard deviations", default=5.0, gt=0)
 
 
 class Positive(ForwardProcess[PositiveSettings]):

@@ -4,65 +4,15 @@ section 5; paper, section 3.4)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from astrolabe.rl.anchor import AdaptiveShare, RankOrder, RankScope, anchored, disagreement, mean_positive, ranks
+from astrolabe.rl.anchor import AdaptiveShare, anchored, disagreement, mean_positive, ranks
 from astrolabe.rl.policies import Policies
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import RegularisationSettings, Space
 from astrolabe.types import Latents, Metrics, PerSample, Scores, Sigmas
-
-Space = Literal["x0", "velocity"]
-
-
-@config
-class RegularisationSettings:
-    """A pull of the learner towards the reference policy, on some of the samples.
-
-    By default there is none: docs/evidence.md has a reward that is hacked without one (``b none``), and rewards that
-    are not (``c all``). Selective, ascending and moving are the paper's words; no other cell ``b`` does better
-    beyond chance, and ``b selective fixed`` and ``b uniform fixed`` hold a reward back most.
-    """
-
-    samples: Literal["none", "selective", "uniform", "random"] = setting(
-        "whom it pulls: nobody; those that the primary reward likes and the auxiliary ones do not; everybody; or as "
-        "many as selective would, drawn at random (a control)",
-        default="none",
-    )
-    strength: float = setting("weight lambda of the pull beside the loss", default=1e-4, gt=0)
-    space: Space = setting("where the drift is measured: in clean predictions or in velocities", default="x0")
-    share: float = setting("share rho of the disagreeing samples that are anchored, at first", default=0.1, gt=0, lt=1)
-    share_bounds: tuple[float, float] = setting("between which rho adapts", default=(0.02, 0.2))
-    ranks: RankScope = setting("among whom samples are ranked: all of a step, or each group", default="step")
-    order: RankOrder = setting(
-        "which rank is best: ascending is the highest; descending anchors the opposite samples, to compare with",
-        default="ascending",
-    )
-    uncertainty: float = setting(
-        "how much the primary reward's own uncertainty adds to the disagreement, both in ranks", default=0.0, ge=0
-    )
-    reference: Literal["moving", "fixed"] = setting(
-        "whether the learner becomes the new reference now and then, or the base stays it", default="moving"
-    )
-    max_drift: float | None = setting(
-        "the reference moves when the mean drift of the anchored samples exceeds this; the default is never",
-        default=None,
-        gt=0,
-    )
-    max_age: int = setting("the reference moves when it is older than this", unit="steps", default=15, ge=1)
-
-    @property
-    def moves(self) -> bool:
-        """Whether there is a reference that moves."""
-        return self.samples != "none" and self.reference == "moving"
-
-    def __post_init__(self) -> None:
-        low, high = self.share_bounds
-        if not 0 < low <= self.share <= high < 1:
-            raise ValueError(f"share={self.share} must lie within share_bounds={low},{high}, and these between 0 and 1")
 
 
 def drift(learner: Latents, reference: Latents, sigma: Sigmas, space: Space) -> PerSample:

@@ -6,26 +6,9 @@ regression (Peng et al., arXiv 1910.00177).
 
 from __future__ import annotations
 
-from typing import Literal
-
-from astrolabe.rl.algorithm import ForwardProcess, ForwardSettings
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.algorithm import ForwardProcess
+from astrolabe.rl.settings import RewardWeightedSettings
 from astrolabe.types import Latents, PerSample
-
-
-@config
-class RewardWeightedSettings(ForwardSettings):
-    """Reward-weighted regression.
-
-    It learns from rewards, but on a distilled generator loses more by the pull on every sample than it wins: cells
-    ``r reward_weighted`` of docs/evidence.md.
-    """
-
-    name: Literal["reward_weighted"] = setting("algorithm", default="reward_weighted")
-    temperature: float = setting(
-        "advantages are divided by this before they become weights exp(A / temperature)", default=1.0, gt=0
-    )
-    max_weight: float = setting("weights are cut at this", default=20.0, gt=0)
 
 
 class RewardWeighted(ForwardProcess[RewardWeightedSettings]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,47 +13,9 @@ from astrolabe.models.base import Generator
 from astrolabe.rl.algorithm import Algorithm, Part, Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
-from astrolabe.runtime.config import config, setting
+from astrolabe.rl.settings import OptimizerSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Metrics, Stretch, Trajectory
-
-
-@config
-class OptimizerSettings:
-    """AdamW and how an experience is cut into optimiser steps."""
-
-    lr: float = setting("learning rate", gt=0)
-    betas: tuple[float, float] = setting("decay of the gradient's first and second moments", default=(0.9, 0.999))
-    weight_decay: float = setting("decoupled weight decay", default=1e-4, ge=0)
-    eps: float = setting("term that keeps AdamW's division finite", default=1e-8, gt=0)
-    max_grad_norm: float = setting("gradients are scaled down to this norm", default=1.0, gt=0)
-    warmup: int = setting("steps over which the learning rate rises to its full value", unit="steps", default=0, ge=0)
-    schedule: Literal["constant", "cosine"] = setting(
-        "what follows the warm-up: the full rate to the end, or half a cosine down to nothing", default="constant"
-    )
-    minibatches: int = setting("optimiser steps per training step; the groups are dealt among them", default=1, ge=1)
-    share: float = setting(
-        "share of a step's samples that are trained on, those of the largest advantages either way",
-        default=1.0,
-        gt=0,
-        le=1,
-    )
-    micro_batch: int = setting(
-        "candidates of a prompt that are forwarded at once; changes memory and speed, not results", ge=1
-    )
-    chunks: int | None = setting(
-        "chunks of a clip that are forwarded at once; the default is all; changes memory and speed, not results",
-        default=None,
-        ge=1,
-    )
-    gradient_checkpointing: bool = setting(
-        "keep only what enters each block, and run the block again in the backward pass: far less memory, slower",
-        default=False,
-    )
-
-    def __post_init__(self) -> None:
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={self.betas}: expected two numbers >= 0 and < 1")
 
 
 def make_optimizer(policies: Policies, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.runtime.config import config, setting
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.random import rng_for
 
 
 @config
@@ -106,6 +103,10 @@ class WindowSettings:
 
     def start_of(self, seed: int, stream: int, chunk: int) -> int:
         """Latent frame at which the first window of stream number ``stream`` stands."""
+        import torch
+
+        from astrolabe.runtime.random import rng_for
+
         starts = (0,) if self.start == "first" else self.choices
         if self.start == "random":
             starts = tuple(range(0, self.length - self.along + 1, chunk))

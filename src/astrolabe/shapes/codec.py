@@ -14,10 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from astrolabe.runtime.errors import UserError
-
-GROUP = 4  # video frames in a latent frame
-PATCH = 8  # pixels, each way, in a latent pixel
-LATENT_CHANNELS = 16
+from astrolabe.shapes.settings import GROUP, LATENT_CHANNELS, PATCH
 
 
 @dataclass(frozen=True)

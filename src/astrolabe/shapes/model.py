@@ -9,26 +9,26 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.checkpoint import load_tensors
-from astrolabe.shapes.codec import LATENT_CHANNELS, PATCH, Codec
+from astrolabe.runtime.device import check_device, torch_dtype
+from astrolabe.shapes.codec import Codec
+from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN, ShapesSettings
 from astrolabe.shapes.text import TextEncoder
-from astrolabe.shapes.world import CANVAS
 
-WAN = WanConfig(dim=192, ffn_dim=768, num_heads=6, num_layers=5, freq_dim=128, text_dim=64)
-STREAM = StreamConfig(
-    chunk_frames=3,
-    window_frames=9,
-    sink_frames=0,
-    positions="absolute",
-    shift=5.0,
-    denoising_steps=(1000, 750, 500, 250),
-)
-LATENT_SHAPE = (LATENT_CHANNELS, CANVAS // PATCH, CANVAS // PATCH)
-CLIP_FRAMES = 12  # latent frames of a short clip: 45 video frames, 2.8 seconds
 SHIPPED = Path(str(files("astrolabe.shapes") / "weights"))
+
+
+def open_shapes_model(settings: ShapesSettings) -> WanGenerator:
+    """The shipped model on the device, and in the dtype, that the settings name. UserError for an absent device."""
+    check_device(settings.device)
+    model = load_shapes_model(torch_dtype(settings.dtype, settings.device))
+    model.transformer.to(settings.device)
+    for module in (model.text_encoder, model.codec):
+        assert isinstance(module, nn.Module)
+        module.to(settings.device)
+    return model
 
 
 def build(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> WanGenerator:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.shapes.settings import CANVAS, SHORTEST
 from astrolabe.shapes.tracking import Track, track
-from astrolabe.shapes.world import CANVAS, COLOURS, MOTIONS, PERIOD, RADII, SHAPES, Scene
+from astrolabe.shapes.world import COLOURS, MOTIONS, PERIOD, RADII, SHAPES, Scene
 
 UNREADABLE = -1
-SHORTEST = 9  # frames: half a period of a bounce or a pulse
-
 _FRAMES_AT_ONCE = 192
 _WINDOW = 33  # frames, two periods; an object must do the same thing in every window
 _STRIDE = 16

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from astrolabe.shapes.world import BACKGROUND, CANVAS, SHAPES, signed_distance
+from astrolabe.shapes.settings import CANVAS
+from astrolabe.shapes.world import BACKGROUND, SHAPES, signed_distance
 
 SAMPLES = 12  # frames in which colour and shape are looked at
 CORE_PIXELS = 60  # the pixels farthest from the background, well inside any object

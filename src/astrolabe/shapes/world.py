@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.shapes.settings import CANVAS
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.12, 0.12),
@@ -28,9 +29,6 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("left", "right", "up", "down", "bounce", "pulse", "still")
 BACKGROUND = (0.07, 0.07, 0.09)
-CANVAS = 64
-FPS = 16
-
 SPEED = 0.4  # pixels a frame, for the four directions
 BOUNCE_HEIGHT = 10.0  # pixels
 PULSE_DEPTH = 0.25  # of the radius

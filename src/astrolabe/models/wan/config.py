@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from astrolabe.flow import sampler_levels
 from astrolabe.runtime.errors import UserError
-from astrolabe.types import Positions
+from astrolabe.words import Positions
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,11 @@ class WanConfig:
     def head_dim(self) -> int:
         """Features of one attention head."""
         return self.dim // self.num_heads
+
+    def cache_bytes(self, batch: int, frames: int, frame_tokens: int, itemsize: int) -> int:
+        """Bytes of keys and values of ``frames`` latent frames, of numbers of ``itemsize`` bytes: 287.5 MB a frame and
+        video for Wan 1.3B in bfloat16."""
+        return 2 * self.num_layers * batch * frames * frame_tokens * self.dim * itemsize
 
 
 @dataclass(frozen=True)
@@ -68,13 +74,18 @@ class StreamConfig:
             )
 
     @property
-    def levels(self) -> Tensor:
+    def levels(self) -> torch.Tensor:
         """Warped sampler levels [k], descending, float64."""
-        return sampler_levels(self.denoising_steps, self.shift)
+        return self._warped(self.denoising_steps)
 
-    def levels_of(self, chunk: int) -> Tensor:
+    def levels_of(self, chunk: int) -> torch.Tensor:
         """The levels of chunk number ``chunk``: the first may have its own."""
-        return sampler_levels(self.steps_of(chunk), self.shift)
+        return self._warped(self.steps_of(chunk))
+
+    def _warped(self, steps: tuple[int, ...]) -> torch.Tensor:
+        from astrolabe.flow import sampler_levels  # needs torch, which a configuration does without
+
+        return sampler_levels(steps, self.shift)
 
     def steps_of(self, chunk: int) -> tuple[int, ...]:
         """The denoising steps of chunk number ``chunk``, before warping."""

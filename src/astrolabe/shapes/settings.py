@@ -1,0 +1,87 @@
+"""The embedded world and its model in numbers, and the model as a configuration names it. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from astrolabe.models.wan.config import StreamConfig, WanConfig
+from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.device import Dtype
+
+if TYPE_CHECKING:
+    from astrolabe.models.wan.generator import WanGenerator
+
+CANVAS = 64  # pixels, each way
+FPS = 16
+GROUP = 4  # video frames in a latent frame
+PATCH = 8  # pixels, each way, in a latent pixel
+LATENT_CHANNELS = 16
+SHORTEST = 9  # frames that the oracles need: half a period of a bounce or a pulse
+WAN = WanConfig(dim=192, ffn_dim=768, num_heads=6, num_layers=5, freq_dim=128, text_dim=64)
+STREAM = StreamConfig(
+    chunk_frames=3,
+    window_frames=9,
+    sink_frames=0,
+    positions="absolute",
+    shift=5.0,
+    denoising_steps=(1000, 750, 500, 250),
+)
+LATENT_SHAPE = (LATENT_CHANNELS, CANVAS // PATCH, CANVAS // PATCH)
+CLIP_FRAMES = 12  # latent frames of a short clip: 45 video frames, 2.8 seconds
+HARD = ("bounce", "pulse", "cross")  # words of the scenes that the model gets wrong most
+
+
+@config
+class ShapesSettings:
+    """The embedded model."""
+
+    oracles: ClassVar[bool] = True  # whether the oracles of the shapes world can judge its videos
+
+    name: Literal["shapes"] = setting("model; `shapes` is embedded in the package", default="shapes")
+    dtype: Dtype = setting(
+        "what the frozen base computes in; `auto` is bfloat16 where the machine multiplies it natively", default="auto"
+    )
+    device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
+
+    @property
+    def place(self) -> str:
+        """The device."""
+        return self.device
+
+    @property
+    def stream(self) -> StreamConfig:
+        """How it streams."""
+        return STREAM
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, rows and columns of one latent frame."""
+        return LATENT_SHAPE
+
+    def open(self) -> WanGenerator:
+        """The generator, on its device."""
+        from astrolabe.shapes.model import open_shapes_model
+
+        return open_shapes_model(self)
+
+    def check_trainable(self) -> None:
+        """It streams as it is trained."""
+
+    def own_prompts(self, name: str) -> list[str] | None:
+        """The captions of its training scenes (`train`), or of those that it gets wrong most (`practice`)."""
+        if name not in ("train", "practice"):
+            return None
+        from astrolabe.shapes.captions import WORDINGS, caption, split
+
+        scenes = split("train")
+        if name == "practice":
+            scenes = tuple(scene for scene in scenes if scene.motion in HARD or scene.shape in HARD)
+        return [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """UserError for a prompt that its oracles could not judge."""
+        from astrolabe.shapes.captions import parse
+
+        for text in prompts:
+            parse(text)
