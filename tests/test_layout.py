@@ -28,7 +28,7 @@ RANKS = {
     **dict.fromkeys(["pretrain", "runs"], 9),
     **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 10),
     **dict.fromkeys(["judging", "recipes"], 11),
-    **dict.fromkeys(["commands"], 12),
+    **dict.fromkeys(["cli_rewards"], 12),
     **dict.fromkeys(["cli"], 13),
     **dict.fromkeys(["__main__"], 14),
 }
