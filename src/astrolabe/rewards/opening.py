@@ -14,7 +14,7 @@ from astrolabe.models.released import find_file
 from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.custom import check_readable, load_custom, spec_file
-from astrolabe.rewards.pixels import ANY_VIDEO, PixelReward, boundary_jump
+from astrolabe.rewards.pixels import ANY_VIDEO, seamlessness
 from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
@@ -120,7 +120,7 @@ class Opening:
         if name in ANY_VIDEO:
             return ANY_VIDEO[name]
         if name == "pixel_seamlessness":
-            return PixelReward(name, lambda video: boundary_jump(video, self.chunk_frames), 3, sign=-1.0)
+            return seamlessness(name, self.chunk_frames)
         files = RewardFiles(name, model, self.download) if name in RELEASED_REWARDS else None
         if files is None:
             oracles = self._once("oracles", Oracles)
