@@ -126,6 +126,10 @@ def test_a_phase_that_counts_nothing_moves_as_it_usually_does(monkeypatch: pytes
     assert course.share_of_phase() == 1
     course.enter("update", 3, 4)
     assert course.share_of_phase() == pytest.approx(0.75)
+    course.finish(1, {})
+    course.enter("update", 0, 4)  # until something is counted
+    clock.sleep(2)
+    assert course.share_of_phase() == pytest.approx(2 / 27)
 
 
 def test_a_phase_within_another_says_how_far_that_is():

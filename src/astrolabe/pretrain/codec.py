@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from astrolabe.pretrain.progress import Bar
+from astrolabe.pretrain.progress import stage_bar
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.settings import CANVAS
 from astrolabe.shapes.world import ALL_SCENES, render
@@ -47,7 +47,7 @@ def train_codec(
     codec = Codec().train()
     optimizer = torch.optim.AdamW(codec.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.05)
-    with Bar("codec", steps) as bar:
+    with stage_bar("codec", steps) as bar:
         for _ in range(steps):
             video = random_videos(batch, frames, generator)
             error = _step(codec, video, latent_noise, generator)

@@ -23,7 +23,7 @@ from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.pretrain.data import Batch, LatentData, draw_captions
 from astrolabe.pretrain.flow_matching import TeacherPlan, flow_matching_loss, follow
-from astrolabe.pretrain.progress import Bar
+from astrolabe.pretrain.progress import stage_bar
 from astrolabe.rollout.stream import denoise_chunk
 from astrolabe.shapes.settings import CLIP_FRAMES
 from astrolabe.shapes.text import TextEncoder
@@ -181,7 +181,7 @@ def distill(
     generator = torch.Generator().manual_seed(seed)
     trio = Student(teacher, plan)
     recent: deque[tuple[Visit, Latents]] = deque(maxlen=8)
-    with Bar("student", plan.rounds) as bar:
+    with stage_bar("student", plan.rounds) as bar:
         for step in range(plan.rounds):
             first_only = torch.rand((), generator=generator).item() < plan.first_chunk_share
             count = plan.first_chunk_batch if first_only else plan.clip_batch

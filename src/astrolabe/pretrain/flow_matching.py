@@ -12,7 +12,7 @@ from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan, initialise
 from astrolabe.pretrain.data import Batch, LatentData
-from astrolabe.pretrain.progress import Bar
+from astrolabe.pretrain.progress import stage_bar
 from astrolabe.shapes.settings import CLIP_FRAMES, LATENT_SHAPE, STREAM, WAN
 from astrolabe.shapes.text import TextEncoder
 
@@ -55,7 +55,7 @@ def train_teacher(data: LatentData, plan: TeacherPlan, seed: int) -> WanGenerato
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / plan.warmup, 1.0) * max(1 - step / plan.steps, 0.01)
     )
-    with Bar("teacher", plan.steps) as bar:
+    with stage_bar("teacher", plan.steps) as bar:
         for step in range(plan.steps):
             first_only = torch.rand((), generator=generator).item() < plan.first_chunk_share
             count = plan.first_chunk_batch if first_only else plan.clip_batch

@@ -84,7 +84,7 @@ class Course:
         phase = self.phase
         if phase is None:
             return None
-        if phase.share is not None:
+        if phase.share:
             return phase.share
         usual = self._usually(phase.name)
         return min((self._spent.get(phase.name, 0.0) + phase.seconds()) / usual, 1.0) if usual else None
