@@ -28,7 +28,7 @@ RANKS = {
     **dict.fromkeys(["pretrain", "runs"], 9),
     **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 10),
     **dict.fromkeys(["judging", "recipes"], 11),
-    **dict.fromkeys(["cli_rewards"], 12),
+    **dict.fromkeys(["commands"], 12),
     **dict.fromkeys(["cli"], 13),
     **dict.fromkeys(["__main__"], 14),
 }
@@ -88,7 +88,7 @@ def import_fault(room: str, name: str) -> str | None:
         return None
     if target not in RANKS:
         return f"{name} is no room of this house"
-    if target == "recipes" and room != "cli":
+    if target == "recipes" and room != "commands":
         return "only the command line imports recipes; take a configuration as an argument"
     if RANKS[target] >= RANKS.get(room, -1):
         return f"{room} (rank {RANKS.get(room)}) imports {target} (rank {RANKS[target]}): imports go down"
@@ -165,7 +165,8 @@ def test_a_breach_of_the_layout_is_found(path: str, source: str, said: str):
         ("astrolabe/rl/nft.py", "from astrolabe.rl.anchor import anchored\nfrom . import anchor\nimport torch"),
         ("astrolabe/rl/nft.py", "from ..types import Scores\nfrom astrolabe.flow import to_clean"),
         ("astrolabe/models/wan/rope.py", "from ..cache import Cache\nfrom . import text"),
-        ("astrolabe/cli.py", "from astrolabe import __version__, train\nfrom astrolabe.recipes import shapes"),
+        ("astrolabe/cli.py", "from astrolabe import __version__, commands"),
+        ("astrolabe/commands/train.py", "from astrolabe import train\nfrom astrolabe.recipes import shapes"),
         ("astrolabe/runtime/__init__.py", "from .errors import UserError"),
         ("astrolabe/flow.py", "\n" * MAX_LINES),
         ("astrolabe/__init__.py", "from __future__ import annotations\n__version__ = '1'"),

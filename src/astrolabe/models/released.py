@@ -108,7 +108,10 @@ RELEASED: dict[str, ReleasedModel] = {
 
 
 def released(name: str) -> ReleasedModel:
-    """The entry of the table; UserError with the nearest names for one that it does not have."""
+    """The entry of the table; UserError with the nearest names for one that it does not have. ``self_forcing`` and
+    ``krea_realtime``, as recipes are called, will do."""
+    name = name.replace("_", "-")
+    name = next((known for known in RELEASED if known in (name, f"{name}-14b")), name)
     if name not in RELEASED:
         raise UserError(f"model {name!r} is unknown{nearest(name, RELEASED)}; there are: shapes, {', '.join(RELEASED)}")
     return RELEASED[name]

@@ -35,10 +35,13 @@ class Parser(argparse.ArgumentParser):
         """The arguments (None: the process's own); UserError with the nearest names for one that is unknown."""
         found, rest = self.parse_known_args(argv)
         if rest:
-            flags = [flag for action in self._actions if action.help != argparse.SUPPRESS
-                     for flag in action.option_strings]  # fmt: skip
-            self.error(f"unknown argument {rest[0]!r}{nearest(rest[0].partition('=')[0], flags)}")
+            self.refuse(rest[0])
         return found
+
+    def refuse(self, word: str) -> None:
+        """UserError for an argument that nobody knows, with the nearest of those there are."""
+        flags = [flag for action in self._actions if action.help != argparse.SUPPRESS for flag in action.option_strings]
+        self.error(f"unknown argument {word!r}{nearest(word.partition('=')[0], flags)}")
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:

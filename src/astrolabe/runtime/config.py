@@ -172,15 +172,18 @@ def parse_overrides(argv: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def override(cfg: T, texts: Mapping[str, str]) -> T:
-    """A copy of ``cfg`` with settings, named by dots, replaced by values read from text.
+def override(cfg: T, texts: Mapping[str, str], whole: Mapping[str, Any] | None = None) -> T:
+    """A copy of ``cfg`` with settings, named by dots, replaced by values read from text; ``whole`` replaces others by
+    values that were read already: a list of rewards, say.
 
     All are replaced at once, so that a rule across fields is asked only of the result. UserError for a name that
     ``cfg`` does not have, and for a value of the wrong type or out of range.
     """
     leaves = {leaf.name: leaf for leaf in leaves_of(cfg)}
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(whole or {})
     for name, text in texts.items():
+        if replaced := [other for other in whole or {} if name.startswith(f"{other}.")]:
+            raise UserError(f"{name}={text}: {replaced[0]} are named anew on this command line; set it there")
         if holder := _holder(name, leaves):
             held = values.setdefault(holder, dict(leaves[holder].value))
             held[name.removeprefix(f"{holder}.")] = parse_plain(text)
@@ -259,21 +262,30 @@ def from_dict(cls: type[T], mapping: Any, origin: str) -> T:
 
 def save_yaml(cfg: Any, path: Path | str) -> None:
     """Write every setting of ``cfg``, in the order written in its class; ``load_yaml`` gives back an equal one."""
-    text = yaml.safe_dump(to_dict(cfg), sort_keys=False, width=120)
-    write_whole(Path(path), text)
+    write_whole(Path(path), yaml_of(cfg))
+
+
+def yaml_of(cfg: Any) -> str:
+    """Every setting of ``cfg`` as YAML, in the order written in its class."""
+    text: str = yaml.safe_dump(to_dict(cfg), sort_keys=False, width=120, allow_unicode=True)
+    return text
 
 
 def load_yaml(cls: type[T], path: Path | str) -> T:
     """A configuration of class ``cls`` from a file; UserError naming the file, and the field where one is at fault."""
+    return from_dict(cls, read_yaml(path), str(path))
+
+
+def read_yaml(path: Path | str) -> Any:
+    """What a YAML file holds; UserError naming the file."""
     try:
-        mapping = yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
+        return yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return from_dict(cls, mapping, str(path))
 
 
 def _from_mapping(cls: Any, mapping: Any, origin: str, prefix: str) -> Any:

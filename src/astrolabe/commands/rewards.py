@@ -1,41 +1,37 @@
-"""``astrolabe rewards list | new | check | score | correlate``: what the words on the command line ask for."""
+"""``astrolabe rewards list | new | check | score | correlate``."""
 
 from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from astrolabe.doctor import show_findings
-from astrolabe.judging import CHUNK, check, correlate, draw, score_files, videos_in
-from astrolabe.rewards.custom import write_template
-from astrolabe.rewards.opening import RELEASED_REWARDS
 from astrolabe.rewards.settings import MEASURES, MODELS, ORACLES
 
+CHUNK = 3  # latent frames at a time, as most released models make them
 
-def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
-    """``astrolabe rewards ...``."""
-    rewards = commands.add_parser("rewards", help="try rewards out, score videos, compare rewards", allow_abbrev=False)
-    actions = rewards.add_subparsers(dest="action", required=True, parser_class=parser, metavar="ACTION")
+
+def arguments(parser: ArgumentParser) -> None:
+    """See ``commands``."""
+    actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser), metavar="ACTION")
     spec = "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER"
 
-    actions.add_parser("list", help="the rewards that there are", allow_abbrev=False)
+    actions.add_parser("list", help="the rewards that there are")
 
-    writing = actions.add_parser("new", help="write a reward of your own to start from", allow_abbrev=False)
+    writing = actions.add_parser("new", help="write a reward of your own to start from")
     writing.add_argument("name", help="the class's name: Redness, say")
     writing.add_argument("--out", type=Path, help="the file (default: NAME in small letters, .py)")
 
-    trying = actions.add_parser("check", help="whether a reward keeps to what training asks of one", allow_abbrev=False)
+    trying = actions.add_parser("check", help="whether a reward keeps to what training asks of one")
     trying.add_argument("reward", help=spec)
 
-    scoring = actions.add_parser("score", help="score video files", allow_abbrev=False)
+    scoring = actions.add_parser("score", help="score video files")
     scoring.add_argument("reward", help=spec)
     scoring.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
     scoring.add_argument("--prompt", help="what was asked for (default: what `astrolabe generate` wrote beside them)")
 
-    comparing = actions.add_parser("correlate", help="rank correlation of two rewards", allow_abbrev=False)
+    comparing = actions.add_parser("correlate", help="rank correlation of two rewards")
     comparing.add_argument("rewards", nargs=2, metavar="REWARD", help=spec)
     comparing.add_argument("--videos", type=Path, required=True, help="a folder of videos")
     comparing.add_argument("--prompt", help="what was asked for, for all of them")
@@ -46,18 +42,25 @@ def add_reward_commands(commands: Any, parser: type[ArgumentParser]) -> None:
                             f"at a time, for pixel_seamlessness (default: {CHUNK})")  # fmt: skip
 
 
-def command_rewards(args: Namespace) -> None:
-    """``astrolabe rewards list | new | check | score | correlate``."""
+def run(args: Namespace, rest: Sequence[str]) -> None:
+    """Do the one that was named."""
     if args.action == "list":
         print("\n".join(listed()))
     elif args.action == "new":
+        from astrolabe.rewards.custom import write_template
+
         spec = write_template(args.name, args.out or Path(f"{args.name.lower()}.py"))
         print(f"{spec}\nnext: astrolabe rewards check {spec}")
     elif args.action == "check":
+        from astrolabe.doctor import show_findings
+        from astrolabe.judging import check
+
         show_findings(check(args.reward))
     elif args.action == "score":
         command_score(args)
     else:
+        from astrolabe.judging import correlate, draw
+
         found = correlate(args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache, args.chunk_frames)
         draw(found, args.out)
         for refused in found.refused:
@@ -69,6 +72,8 @@ def command_rewards(args: Namespace) -> None:
 
 def listed() -> Iterator[str]:
     """Every reward by its name, and what the released ones are made of."""
+    from astrolabe.rewards.opening import RELEASED_REWARDS
+
     yield f"of the shapes world  {', '.join(ORACLES)}"
     yield f"of any video         {', '.join(MEASURES)}"
     yield "released models"
@@ -82,6 +87,8 @@ def listed() -> Iterator[str]:
 
 def command_score(args: Namespace) -> None:
     """``astrolabe rewards score``: exit code 1 when a file could not be judged."""
+    from astrolabe.judging import score_files, videos_in
+
     paths: list[Path] = []
     prompts: list[str] = []
     for place in args.videos:

@@ -1,0 +1,44 @@
+"""``astrolabe evaluate``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """See ``commands``."""
+    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument(
+        "--split", choices=("test", "validation"), default="test", help="held-out prompts (default: test)"
+    )
+    parser.add_argument("--no-long", action="store_true", help="leave out the videos of twice the length")
+
+
+def run(args: Namespace, rest: Sequence[str]) -> None:
+    """Compare, write the result into the run, and show it."""
+    from astrolabe.evaluate import evaluate
+    from astrolabe.runs import RunFolder
+
+    show(evaluate(RunFolder(args.run), args.split, long=not args.no_long))
+
+
+def show(result: dict[str, Any]) -> None:
+    """The comparison as a table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from astrolabe.evaluation.suites import ATTRIBUTES, MEASURES
+
+    table = Table(title=f"{result['videos']} videos of split {result['split']}, {len(result['seeds'])} noise seeds")
+    for heading in ("measure", "base", "aligned", "difference", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right")
+    for measure in MEASURES:
+        row = result["measures"][measure]
+        low, high = row["ci95"]
+        name = f"[bold]{measure}" if measure == "joint" else measure if measure not in ATTRIBUTES else f"  {measure}"
+        table.add_row(name, f"{row['base']:.3f}", f"{row['aligned']:.3f}", f"{row['difference']:+.3f}",
+                      f"{low:+.3f} .. {high:+.3f}")  # fmt: skip
+    Console().print(table)

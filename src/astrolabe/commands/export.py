@@ -1,0 +1,30 @@
+"""``astrolabe export``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from astrolabe.commands.choosing import MODEL_FIELDS, chosen_model
+
+FIELDS = True
+FORMATS = ("peft", "comfyui", "diffusers", "merged")
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """See ``commands``."""
+    parser.epilog = MODEL_FIELDS
+    parser.add_argument("adapter", type=Path, help="a run, a PEFT folder or a LoRA file")
+    parser.add_argument("--format", choices=FORMATS, default="peft", help="layout (default: peft)")
+    parser.add_argument("--model", help="what a merged checkpoint is made from (default: the run's model)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of a merged checkpoint (default: as it was)")
+    parser.add_argument("--out", type=Path, required=True, help="folder (peft) or file")
+
+
+def run(args: Namespace, rest: Sequence[str]) -> None:
+    """Write it and print where it is."""
+    model = chosen_model(args.model, None, rest) if args.model or rest else None
+    from astrolabe.export import export
+
+    print(export(args.adapter, args.format, args.out, model, args.dtype))

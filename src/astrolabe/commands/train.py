@@ -1,0 +1,67 @@
+"""``astrolabe train``."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from astrolabe.commands.choosing import configuration_arguments, configured, default_out, recipe_of
+from astrolabe.experiment import TrainConfig
+from astrolabe.recipes import RECIPES
+from astrolabe.runtime.config import describe
+from astrolabe.runtime.errors import UserError
+
+FIELDS = OWN_HELP = True
+WIDTH = 100
+
+
+def arguments(parser: ArgumentParser) -> None:
+    """See ``commands``."""
+    configuration_arguments(parser, optional=True)
+    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("-h", "--help", action="store_true", help="show every field with its meaning and unit")
+    parser.set_defaults(parser=parser)
+
+
+def run(args: Namespace, rest: Sequence[str]) -> None:
+    """Train, and say what may come next."""
+    if args.help:
+        print(args.parser.format_help())
+        print("\n".join(help_of(args.recipe or "shapes", recipe_of(args.recipe or "shapes", args.trust_code))))
+        return
+    if args.recipe is None:
+        raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
+    cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
+    from astrolabe.train import train
+
+    folder = train(cfg, out)
+    print(f"trained: {folder}\nnext:    astrolabe evaluate {folder} && astrolabe report {folder}")
+
+
+def help_of(recipe: str, cfg: TrainConfig) -> Iterator[str]:
+    """Every recipe, then every field with its value, unit, meaning and what it accepts."""
+    yield "recipes:"
+    for name, make in RECIPES.items():
+        yield from entry(name, (make.__doc__ or "").splitlines()[0])
+    yield f"\nfields, with the values of recipe {recipe} (N counts from 0):"
+    docs = list(describe(cfg))
+    for name in dict.fromkeys(numberless(doc.name) for doc in docs):
+        same = [doc for doc in docs if numberless(doc.name) == name]
+        values = ", ".join(dict.fromkeys(doc.value for doc in same))
+        accepts = " ".join(part for part in (same[0].type_text, same[0].limits) if part)
+        unit = f" {same[0].unit}" if same[0].unit else ""
+        yield from entry(f"--{name} {values}{unit}", f"{same[0].description} ({accepts})")
+
+
+def numberless(name: str) -> str:
+    """``rewards.N.weight`` for ``rewards.3.weight``."""
+    return re.sub(r"\.\d+\.", ".N.", name)
+
+
+def entry(head: str, said: str) -> Iterator[str]:
+    """A line for what is explained, and its explanation below."""
+    yield f"  {head}"
+    yield from textwrap.wrap(said, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
