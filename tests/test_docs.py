@@ -46,3 +46,40 @@ def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> N
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert re.match(r"https?:", target) or (page.parent / target).exists(), target
+
+
+def named(page: str) -> list[str]:
+    """What stands in a page as code: between backticks, and in blocks."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"```.*?\n(.*?)```", text, re.DOTALL)
+    words = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [*words, *(line for block in blocks for line in block.splitlines())]
+
+
+@pytest.mark.parametrize("page", [str(page.relative_to(ROOT)) for page in PAGES])
+def test_targets_and_programs_that_a_page_names_are_there(page: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for words in named(page):
+        for target in re.findall(r"^make (?:[A-Z]+=\S+ )*([a-z-]+)", words):
+            assert f"\n{target}: " in makefile, words
+        for module in re.findall(r"python -m ((?:tests|benchmarks|astrolabe)[\w.]*)", words):
+            place = module.replace(".", "/")
+            assert any(
+                (ROOT / top / f"{place}{end}").is_file() for top in ("", "src") for end in (".py", "/__main__.py")
+            )
+
+
+def test_how_to_work_here_names_every_target_and_nothing_that_is_not_there() -> None:
+    words = named("CONTRIBUTING.md")
+    targets = re.findall(r"^([a-z-]+):.* ## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert not {f"make {target}" for target in targets if target != "help"} - set(words)
+    paths = {word for word in words if re.fullmatch(r"[\w./-]+(/|\.(py|md|txt|json|toml))", word)}
+    homes = (ROOT, ROOT / "src" / "astrolabe")
+    assert not {path for path in paths if not any((home / path).exists() for home in homes)}
+    # Names of code: CONSTANT, CamelCase, or words_with_lines.
+    names = {word for word in words if re.fullmatch(r"[A-Z]\w+|[a-z]+_\w+", word)}
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for top in ("src", "tests") for path in (ROOT / top).rglob("*.py")
+    )
+    assert names >= {"UserError"}
+    assert not {name for name in names if not re.search(rf"(class|def) {name}\b|^{name}\b.* = ", source, re.MULTILINE)}
