@@ -130,25 +130,26 @@ def from_python(spec: str, trusted: bool) -> TrainConfig:
 
 
 def parse_guard(text: str) -> GuardSettings:
-    """The guard that ``MEASURE,below=0.6,steps=5,action=slow`` stands for; UserError says what it is not."""
+    """The guard that ``MEASURE,below=0.6,steps=5,action=slow`` stands for; UserError says why it stands for none."""
     try:
         name, texts = split_spec(text)
-    except ValueError as error:
+        fields = fields_of(GuardSettings)
+        if unknown := [key for key in texts if key not in fields]:
+            raise UserError(f"unknown setting {unknown[0]}{nearest(unknown[0], fields)}")
+
+        def refusal(key: str) -> str:
+            return complaint(Leaf(key, fields[key], None), texts[key])
+
+        values: dict[str, Any] = {"watch": name}
+        for key, value in texts.items():
+            try:
+                values[key] = parse(fields[key].annotation, value)
+            except ValueError:
+                raise UserError(refusal(key)) from None
+        guard: GuardSettings = construct(lambda: GuardSettings(**values), "", refusal)
+        return guard
+    except (UserError, ValueError) as error:
         raise UserError(f"--guards {text}: {error}") from None
-    fields = fields_of(GuardSettings)
-    values: dict[str, Any] = {"watch": name}
-    for key, value in texts.items():
-        if key not in fields:
-            raise UserError(f"--guards {text}: unknown setting {key}{nearest(key, fields)}")
-        try:
-            values[key] = parse(fields[key].annotation, value)
-        except ValueError:
-            raise UserError(f"--guards {text}: {complaint(Leaf(key, fields[key], None), value)}") from None
-
-    def refusal(key: str) -> str:
-        return complaint(Leaf(key, fields[key], None), texts.get(key, name))
-
-    return construct(lambda: GuardSettings(**values), "", refusal, f"--guards {text}: ")
 
 
 def trusting(cfg: TrainConfig) -> Iterator[str]:
