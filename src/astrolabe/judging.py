@@ -15,14 +15,15 @@ from torch import Tensor
 
 from astrolabe.doctor import Finding
 from astrolabe.evaluation.statistics import rank_correlation
-from astrolabe.rewards.base import Member, attempt, judged
+from astrolabe.rewards.base import Member, judged
 from astrolabe.rewards.cache import ScoreCache, identity
+from astrolabe.rewards.files import VideoFile
 from astrolabe.rewards.opening import Opening
-from astrolabe.rewards.settings import VIDEO_MODELS, RewardSettings
+from astrolabe.rewards.settings import RewardSettings
 from astrolabe.rewards.spec import parse_spec
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import UserError, remark
 from astrolabe.runtime.files import write_whole
-from astrolabe.runtime.video import frame_rate, read_frames
+from astrolabe.runtime.video import frame_rate
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.settings import FPS
 from astrolabe.shapes.world import render
@@ -30,7 +31,9 @@ from astrolabe.types import Video
 
 CHUNK = 3  # latent frames at a time, as most released models make them
 CLOSE = 1e-3  # how far a score may move with its company, beside the spread of scores
-VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+MOST_FPS = 1000.0
+VIDEO_FILES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv",
+               ".ogv", ".3gp", ".gif", ".apng")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -93,32 +96,41 @@ def samples() -> tuple[Video, list[str]]:
 
 
 def score_files(
-    spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None, chunk_frames: int = CHUNK
-) -> Iterator[Judged]:
+    spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None, chunk_frames: int = CHUNK,
+    fps: float = float(FPS),
+) -> Iterator[Judged]:  # fmt: skip
     """The score of every file, one after another; a file that cannot be judged does not keep the others from it.
 
-    Rewards that look at so many frames a second go by the first file's frame rate; one of another rate is not judged.
+    All are seen at ``fps`` frames a second, so that measures of motion compare; it is said which come at another rate.
     """
+    if not 0 < fps <= MOST_FPS:
+        raise UserError(f"--fps {fps:g}: expected frames a second above zero, and {MOST_FPS:g} at most")
     settings, store = parse_spec(spec), ScoreCache(cache) if cache else None
-    timed = settings.name in VIDEO_MODELS
-    fps = next((rate for path in paths if (rate := rate_of(path))), float(FPS)) if timed else float(FPS)
     member, whose = opened(settings, fps, chunk_frames), identity(settings, fps, chunk_frames) if store else ""
+    remark_rates(paths, fps)
     for path, prompt in zip(paths, prompts, strict=True):
         try:
-            video = read_frames(path)[None]
-            if timed and abs(rate_of(path) - fps) > 0.01 * fps:
-                raise UserError(f"comes at {rate_of(path):g} frames a second, others at {fps:g}: score it by itself")
-            known = store.get(whose, video, prompt) if store else None
+            file = VideoFile(path, fps)
+            seen = file.fingerprint() if store else ""
+            known = store.get(whose, seen, prompt) if store else None
             if known is None:
-                found, _, why = attempt(member, video, [prompt])
+                found, _, why = file.score(member, prompt)
                 if not bool(found.isfinite()):
                     raise UserError(why or f"{member.reward.name}: no finite score")
                 known = float(found)
                 if store:
-                    store.put(whose, video, prompt, known)
+                    store.put(whose, seen, prompt, known)
             yield Judged(path, known)
         except UserError as error:
-            yield Judged(path, None, str(error))
+            yield Judged(path, None, str(error).removeprefix(f"{path}: "))
+
+
+def remark_rates(paths: Sequence[Path], fps: float) -> None:
+    """Say which files come at another rate than the one they are seen at."""
+    others = [(path, rate) for path in paths if (rate := rate_of(path)) and abs(rate - fps) > 0.01 * fps]
+    if others:
+        (first, rate), more = others[0], f", and {len(others) - 1} more at other rates" if others[1:] else ""
+        remark(f"{first} comes at {rate:g} frames a second{more}: seen at {fps:g}, each frame at its time")
 
 
 def rate_of(path: Path) -> float:
@@ -129,25 +141,53 @@ def rate_of(path: Path) -> float:
         return 0.0
 
 
+def files_and_prompts(places: Sequence[Path], prompt: str | None) -> tuple[list[Path], list[str]]:
+    """Video files, and those of folders, with what was asked for: ``prompt``, or what stands beside them."""
+    paths: list[Path] = []
+    prompts: list[str] = []
+    for place in places:
+        if place.is_dir():
+            found, asked = videos_in(place, prompt)
+        else:
+            found, asked = [place], [prompt or listed_in(place.parent).get(place.name, "")]
+        paths, prompts = paths + found, prompts + asked
+    return paths, prompts
+
+
 def videos_in(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
-    """The videos of a folder and their prompts: from the ``videos.jsonl`` that ``astrolabe generate`` wrote, or one
-    for all. UserError when there is nothing, or nobody says what was asked for."""
-    listed = folder / "videos.jsonl"
-    if listed.exists():
-        try:
-            lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").splitlines()]
-            said = {str(line["file"]): str(line["prompt"] or "") for line in lines}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{listed}: not what `astrolabe generate` writes ({error})") from None
+    """The videos of a folder and their prompts: from what ``astrolabe generate`` wrote beside them, or one for all.
+    What is left out is said. UserError when there is nothing, or nobody says what was asked for."""
+    said = listed_in(folder)
+    there = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
+    videos = [path.name for path in there if path.suffix.lower() in VIDEO_FILES and not path.stem.endswith(".part")]
+    if said:
+        left, why = [name for name in videos if name not in said], "videos.jsonl does not list them"
     else:
-        said = {path.name: prompt or "" for path in sorted(folder.glob("*")) if path.suffix in VIDEO_FILES}
+        left, why = [path.name for path in there if path.name not in videos], "no whole videos by their names"
+        said = dict.fromkeys(videos, prompt or "")
         if said and not prompt:
             raise UserError(
                 f"{folder}: has no videos.jsonl that says what was asked for; give --prompt for all of them"
             )
     if not said:
         raise UserError(f"{folder}: no videos there ({', '.join(VIDEO_FILES)})")
+    if left:
+        shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        remark(f"{folder}: {len(left)} left out ({why}): {shown}")
     return [folder / name for name in said], [prompt or text for text in said.values()]
+
+
+def listed_in(folder: Path) -> dict[str, str]:
+    """File names and prompts in the order of the names, as ``astrolabe generate`` lists them; every process of several
+    has written a list of its own. UserError for a list that is something else."""
+    said: dict[str, str] = {}
+    for listed in sorted([*folder.glob("videos.jsonl"), *folder.glob("videos.rank*.jsonl")]):
+        try:
+            lines = [json.loads(line) for line in listed.read_text(encoding="utf-8").split("\n") if line.strip()]
+            said |= {str(line["file"]): str(line["prompt"] or "") for line in lines}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{listed}: not what `astrolabe generate` writes ({error})") from None
+    return dict(sorted(said.items()))
 
 
 @dataclass(frozen=True)
@@ -162,11 +202,12 @@ class Correlated:
 
 
 def correlate(
-    one: str, other: str, folder: Path, prompt: str | None, cache: Path | None, chunk_frames: int = CHUNK
-) -> Correlated:
+    one: str, other: str, folder: Path, prompt: str | None, cache: Path | None, chunk_frames: int = CHUNK,
+    fps: float = float(FPS),
+) -> Correlated:  # fmt: skip
     """Spearman's rank correlation of two rewards over the videos of a folder, with its 95 % bootstrap interval."""
     paths, prompts = videos_in(folder, prompt)
-    columns = [list(score_files(spec, paths, prompts, cache, chunk_frames)) for spec in (one, other)]
+    columns = [list(score_files(spec, paths, prompts, cache, chunk_frames, fps)) for spec in (one, other)]
     both = [pair for pair in zip(*columns, strict=True) if all(found.score is not None for found in pair)]
     refused = tuple(f"{found.path.name}: {found.refusal}" for column in columns for found in column if found.refusal)
     if len(both) < 3:

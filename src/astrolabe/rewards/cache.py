@@ -59,20 +59,22 @@ class ScoreCache:
             raise UserError(f"{path}: not a cache of scores ({error}); name another file with --cache") from None
 
     @staticmethod
-    def key(reward: str, video: Video, prompt: str) -> str:
-        """Of one score; ``reward`` is an ``identity``."""
-        pixels = hashlib.sha256((video * 255).round().byte().cpu().numpy().tobytes()).hexdigest()
-        return hashlib.sha256(json.dumps([reward, pixels, list(video.shape), prompt]).encode()).hexdigest()
+    def key(reward: str, seen: Video | str, prompt: str) -> str:
+        """Of one score; ``reward`` is an ``identity``, ``seen`` the video or the ``fingerprint`` of its frames."""
+        if not isinstance(seen, str):
+            pixels = hashlib.sha256((seen * 255).round().byte().cpu().numpy().tobytes()).hexdigest()
+            seen = f"{pixels} {list(seen.shape)}"
+        return hashlib.sha256(json.dumps([reward, seen, prompt]).encode()).hexdigest()
 
-    def get(self, reward: str, video: Video, prompt: str) -> float | None:
+    def get(self, reward: str, seen: Video | str, prompt: str) -> float | None:
         """The score, if it is known."""
-        row = self._do("SELECT score FROM scores WHERE key = ?", self.key(reward, video, prompt))
+        row = self._do("SELECT score FROM scores WHERE key = ?", self.key(reward, seen, prompt))
         return None if row is None else float(row[0])
 
-    def put(self, reward: str, video: Video, prompt: str, score: float) -> None:
+    def put(self, reward: str, seen: Video | str, prompt: str, score: float) -> None:
         """Keep a score, unless it is not finite."""
         if score == score and abs(score) != float("inf"):
-            self._do("INSERT OR REPLACE INTO scores VALUES (?, ?)", self.key(reward, video, prompt), score)
+            self._do("INSERT OR REPLACE INTO scores VALUES (?, ?)", self.key(reward, seen, prompt), score)
 
     def _do(self, words: str, *values: str | float) -> tuple[float] | None:
         try:
