@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from astrolabe.experiment import ModelSettings
-from astrolabe.models import adapters
-from astrolabe.models.adapters import Adapter, from_slot, read_adapter
+from astrolabe.models import adapter_files
+from astrolabe.models.adapters import Adapter, check_finite, from_slot, read_adapter
 from astrolabe.models.opening import Files
 from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.weights import recognise
@@ -28,20 +28,25 @@ def export(source: Path, form: Format, out: Path, model: ModelSettings | None, d
     """
     if out.exists():
         raise UserError(f"{out} exists; name a new {'folder' if form == 'peft' else 'file'} with --out")
+    if model is not None and form != "merged":
+        raise UserError(f"--model is what a merged checkpoint is made from; leave it out for --format {form}")
     adapter, name = load(source)
+    check_finite(adapter, str(source))
+    adapter_files.check_layers(adapter, str(source))
+    kept = torch_dtype(dtype, "cpu") if dtype else None
     if form == "peft":
-        adapters.write_peft(adapter, out, name)
+        adapter_files.write_peft(adapter, out, name, kept)
     elif form == "comfyui":
-        adapters.write_comfyui(adapter, out)
+        adapter_files.write_comfyui(adapter, out, kept)
     elif form == "diffusers":
-        adapters.write_diffusers(adapter, out)
+        adapter_files.write_diffusers(adapter, out, kept)
     else:
         settings = model or (RunFolder(source).config().model if is_run(source) else None)
         if not isinstance(settings, ReleasedSettings):
             raise UserError("a merged checkpoint is made from a released model's own: name it with --model")
         files = Files(settings)
         layout = recognise(files.transformer(), files.containers)
-        error = adapters.write_merged(layout, adapter, out, torch_dtype(dtype, "cpu") if dtype else None)
+        error = adapter_files.write_merged(layout, adapter, out, kept)
         note = f"{out} ({layout})"
         if error > WORTH_A_WORD:
             note += (

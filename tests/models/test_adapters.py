@@ -13,8 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from astrolabe.models import adapters
-from astrolabe.models.adapters import Adapter, Pair, from_diffusers, from_slot, read_adapter, to_diffusers
+from astrolabe.models import adapter_files
+from astrolabe.models.adapters import Adapter, Pair, from_slot, read_adapter
+from astrolabe.models.layer_names import to_diffusers, to_original
 from astrolabe.models.lora import LoraSlots, freeze_onto
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
@@ -64,7 +65,7 @@ def assert_same(one: Adapter, two: Adapter, atol: float = 0.0) -> None:
 
 def test_a_slot_goes_to_a_peft_folder_and_back_in_float32(tmp_path: Path) -> None:
     _, adapter = trained()
-    adapters.write_peft(adapter, tmp_path / "peft", "self-forcing")
+    adapter_files.write_peft(adapter, tmp_path / "peft", "self-forcing")
     assert_same(read_adapter(tmp_path / "peft"), adapter)
     back = read_adapter(tmp_path / "peft")
     assert all(torch.equal(back[layer].a, adapter[layer].a) for layer in adapter)
@@ -73,25 +74,25 @@ def test_a_slot_goes_to_a_peft_folder_and_back_in_float32(tmp_path: Path) -> Non
 
 def test_peft_itself_loads_the_folder_and_computes_the_same(tmp_path: Path) -> None:
     wan, adapter = trained()
-    adapters.write_peft(adapter, tmp_path / "peft", "self-forcing")
+    adapter_files.write_peft(adapter, tmp_path / "peft", "self-forcing")
     model = PeftModel.from_pretrained(network(), str(tmp_path / "peft"))
     torch.testing.assert_close(velocity(model.get_base_model()), velocity(wan), rtol=0, atol=1e-5)
 
 
 def test_comfyui_and_diffusers_files_come_back(tmp_path: Path) -> None:
     _, adapter = trained()
-    adapters.write_comfyui(adapter, tmp_path / "comfy.safetensors")
+    adapter_files.write_comfyui(adapter, tmp_path / "comfy.safetensors")
     assert_same(read_adapter(tmp_path / "comfy.safetensors"), adapter)
     assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in load_file(tmp_path / "comfy.safetensors")
-    adapters.write_diffusers(adapter, tmp_path / "diffusers.safetensors")
+    adapter_files.write_diffusers(adapter, tmp_path / "diffusers.safetensors")
     assert_same(read_adapter(tmp_path / "diffusers.safetensors"), adapter, atol=1e-6)
 
 
 def test_names_go_to_diffusers_and_back_and_exist_there() -> None:
     modules = network().named_modules()
     layers = [name for name, module in modules if isinstance(module, torch.nn.Linear) and "blocks" in name]
-    assert [from_diffusers(to_diffusers(layer)) for layer in layers] == layers
-    assert [from_diffusers(layer) for layer in layers] == layers
+    assert [to_original(to_diffusers(layer)) for layer in layers] == layers
+    assert [to_original(layer) for layer in layers] == layers
     theirs = WanTransformer3DModel(
         patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=128, text_dim=8, freq_dim=32, ffn_dim=320,
         num_layers=2,
@@ -128,7 +129,7 @@ def test_a_merged_checkpoint_keeps_the_layout_and_computes_what_the_adapter_does
         torch.save(content, source)
     else:
         save_file(content, source)
-    adapters.write_merged(recognise(source), adapter, merged)
+    adapter_files.write_merged(recognise(source), adapter, merged)
     before, after = recognise(source), recognise(merged)
     assert (after.container, after.names, after.file.format) == (before.container, before.names, before.file.format)
     assert {k: e.dtype for k, e in after.entries.items()} == {k: e.dtype for k, e in before.entries.items()}
@@ -176,10 +177,10 @@ def test_an_adapter_for_another_size_is_refused(tmp_path: Path) -> None:
     torch.save(network().state_dict(), tmp_path / "model.pt")
     wrong = dict(adapter) | {"blocks.0.self_attn.q": Pair(torch.zeros(4, 99), torch.zeros(256, 4), 1.0)}
     with pytest.raises(UserError, match=r"blocks.0.self_attn.q \[256, 99\] instead of \[256, 256\]"):
-        adapters.write_merged(recognise(tmp_path / "model.pt"), wrong, tmp_path / "out.pt")
+        adapter_files.write_merged(recognise(tmp_path / "model.pt"), wrong, tmp_path / "out.pt")
     wrong = dict(adapter) | {"blocks.9.self_attn.q": adapter["blocks.0.self_attn.q"]}
     with pytest.raises(UserError, match=r"of another model: blocks\.9\.self_attn\.q"):
-        adapters.write_merged(recognise(tmp_path / "model.pt"), wrong, tmp_path / "out.pt")
+        adapter_files.write_merged(recognise(tmp_path / "model.pt"), wrong, tmp_path / "out.pt")
     assert not (tmp_path / "out.pt").exists()
 
 

@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 import torch
 
-from astrolabe.models.released import PARAMETERS, RELEASED, find_file, released, table
+from astrolabe.models.hub import find_file
+from astrolabe.models.released import PARAMETERS, RELEASED, released, table
 from astrolabe.models.settings import ReleasedName, ReleasedSettings
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.errors import UserError

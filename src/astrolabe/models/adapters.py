@@ -1,45 +1,53 @@
-"""LoRA adapters on disk: read in every common layout, written in the ones that other programs load.
+"""LoRA adapters on disk, read in every common layout; ``adapter_files`` writes them.
 
-    peft        a folder: adapter_config.json, adapter_model.safetensors (float32 as trained)
+    peft        a folder: adapter_config.json, adapter_model.safetensors or .bin; or one file with such names
     comfyui     diffusion_model.blocks.0.self_attn.q.lora_A.weight, with .alpha
-    diffusers   transformer.blocks.0.attn1.to_q.lora_A.weight, the scale folded into B
-    merged      the source checkpoint itself, in its own container and names, with the adapter added in
+    diffusers   transformer.blocks.0.attn1.to_q.lora_A.weight, alpha in the header
+    kohya       lora_unet_blocks_0_self_attn_q.lora_down.weight, with .alpha (musubi-tuner too)
+    LongLive    a container generator_lora, PEFT's names within
 
-Within, an adapter is {layer: Pair}, layers under the original model's names.
+Within, an adapter is {layer: Pair}, layers under the original model's names (``layer_names``).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from astrolabe.models.wan.weights import WRAPPERS, Layout
-from astrolabe.runtime.checkpoint import own_metadata
+from astrolabe.models.adapter_scale import ADVICE, Strength, read_strength
+from astrolabe.models.layer_names import to_original
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import write_whole
-from astrolabe.runtime.progress import progress
+from astrolabe.runtime.files import exists, place, refusal
 from astrolabe.runtime.strict import few
-from astrolabe.runtime.tensorfile import FLAT, open_tensors
+from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
+from astrolabe.runtime.wrapped import USUAL, unwrapped
 
-CONTAINERS = ("generator_lora", FLAT)
-PREFIXES = re.compile(r"^(base_model\.model\.|diffusion_model\.|transformer\.|model\.)+")
-SIDES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
-TENSOR = re.compile(r"^(?P<layer>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up)(\.\w+)?\.weight$")
-DIFFUSERS = (
-    ("self_attn.", "attn1."), ("cross_attn.", "attn2."),
-    (".q", ".to_q"), (".k", ".to_k"), (".v", ".to_v"), (".o", ".to_out.0"),
-    ("ffn.0", "ffn.net.0.proj"), ("ffn.2", "ffn.net.2"),
+CONTAINERS = ("generator_lora", "lora", *USUAL)
+PREFIX = re.compile(r"^((base_model|diffusion_model|transformer|generator|model|pipe|dit)\.)+")
+KOHYA = re.compile(r"^(lora_unet|lora_transformer|lora_dit|lycoris)_+")
+SIDES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B", "lora.down": "A", "lora.up": "B"}
+TENSOR = re.compile(
+    r"^(?P<layer>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up)((\.\w+)?\.weight)?$"
+)
+ODD = (
+    (re.compile(r"\.diff(_b|_m)?$"), "whole changes of weights and biases (lightx2v) cannot act here"),
+    (re.compile(r"lora_magnitude_vector|\.dora_scale$"), "DoRA is not supported"),
+    (re.compile(r"\.(hada|lokr|oft|boft|ia3|glora)_?\w*$|\.lora_mid"), "LoHa, LoKr and OFT are not supported"),
+    (re.compile(r"\.(lora_B|lora_up)(\.\w+)?\.bias$"), "biases of LoRA layers are not supported"),
+    (re.compile(r"^lora_te|text_encoder"), "adapters of the text encoder are not supported"),
+    (re.compile(r"lora_embedding_[AB]"), "adapters of token embeddings are not supported"),
 )  # fmt: skip
+CONFIG = "adapter_config.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+OF_DIFFUSERS = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 
 
 @dataclass(frozen=True)
@@ -66,83 +74,144 @@ def from_slot(tensors: Mapping[str, Tensor], rank: int, alpha: float) -> Adapter
     return {name: Pair(tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"], scale) for name in layers}
 
 
-def to_diffusers(layer: str) -> str:
-    """A layer's name in diffusers' WanTransformer3DModel."""
-    head, _, tail = layer.partition("blocks.")
-    number, _, rest = tail.partition(".")
-    if rest.startswith("ffn."):
-        rest = {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}[rest]
-    else:
-        kind, _, side = rest.partition(".")
-        sides = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-        rest = {"self_attn": "attn1", "cross_attn": "attn2"}[kind] + "." + sides[side]
-    return f"{head}blocks.{number}.{rest}"
-
-
-def from_diffusers(layer: str) -> str:
-    """The original name of a layer; names that are original already stay."""
-    for original, theirs in DIFFUSERS:
-        pattern = re.escape(theirs) + (r"(?=$)" if theirs[0] == "." or theirs.startswith("ffn") else "")
-        layer = re.sub(pattern, original, layer)
-    return layer
-
-
 def read_adapter(path: Path | str) -> Adapter:
-    """An adapter in any layout: a PEFT folder, or a file of LoRA tensors (``lora.pt`` of LongLive among them). A file
-    that a run wrote says its own alpha.
+    """An adapter in any layout: a PEFT folder, or a file of LoRA tensors, with what it says of its strength. Tensors of
+    eight bits become float32, others stay as they are.
 
-    Raises UserError for anything in it that is not understood: nothing is left out silently.
+    Raises UserError for anything in it that is not understood or not finite: nothing is left out silently.
     """
-    path, config = Path(path), {}
-    if path.is_dir():
-        config = _peft_config(path)
-        path = path / "adapter_model.safetensors"
-    elif alpha := own_metadata(path).get("alpha"):
-        config = {"lora_alpha": float(alpha)}
+    path, config = _located(place(path))
+    of_peft = _peft_strength(config) if config else None
     file = open_tensors(path)
-    container = next((name for name in CONTAINERS if name in file.containers), None)
-    if container is None:
-        raise UserError(f"{path}: no adapter; it has {few(file.containers) or 'no tensors'}")
-    with file.reader() as reader:
-        tensors = {name: reader.read(entry) for name, entry in file.containers[container].items()}
-    halves: dict[str, dict[str, Tensor]] = {}
+    container = _container(file)
+    numbers, said = _numbers(file, container)
+    strength = of_peft or read_strength(said, path)
+    parts = _parts(file, container, numbers)
+    strength.check_patterns([name for part in parts.values() for name in part.names])
+    adapter = {layer: _pair(layer, part, strength, path) for layer, part in sorted(parts.items())}
+    check_finite(adapter, str(path))
+    return adapter
+
+
+def _located(path: Path) -> tuple[Path, Path | None]:
+    """The file of tensors, and the PEFT configuration that belongs to it."""
+    if exists(path) and path.is_dir():
+        configured = exists(path / CONFIG)
+        names = WEIGHTS if configured else OF_DIFFUSERS
+        weights = next((path / name for name in names if exists(path / name)), None)
+        if not configured and weights is None:
+            raise UserError(f"{path}: has no {CONFIG}; expected a PEFT folder, or the file of an adapter")
+        return weights or path / WEIGHTS[0], path / CONFIG if configured else None
+    beside = path.parent / CONFIG
+    return path, beside if path.name in WEIGHTS and exists(beside) else None
+
+
+def _peft_strength(config: Path) -> Strength:
+    """What a PEFT configuration says of the strength."""
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise refusal(config, error) from None
+    except ValueError as error:
+        raise UserError(f"{config}: not JSON ({error})") from None
+    if not isinstance(fields, dict) or fields.get("peft_type") != "LORA":
+        raise UserError(f"{config}: not the configuration of a LoRA")
+    return read_strength(fields, config, owed=True)
+
+
+def _container(file: TensorFile) -> str:
+    """The container with the adapter: the first in which a tensor is called as LoRA's are."""
+    for name in CONTAINERS:
+        if any(TENSOR.match(key) for key in file.containers.get(name, {})):
+            return name
+    inside = [key for part in file.containers.values() for key in part]
+    if any(key.endswith("patch_embedding.weight") for key in inside):
+        raise UserError(f"{file.path}: a whole model and no adapter; name it with --model.weights")
+    if FLAT in file.containers:
+        raise UserError(_strange(file.path, list(file.containers[FLAT])))
+    raise UserError(f"{file.path}: no adapter; it has {few(file.containers) or 'no tensors'}")
+
+
+@dataclass
+class _Part:
+    """What a file has of one layer: entries of A and B, alpha beside them; the layer's names in the file."""
+
+    names: tuple[str, ...]
+    entries: Container = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _numbers(file: TensorFile, container: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Alphas beside layers that are plain numbers and no tensors, as a zip may have them, and what else it says."""
+    said = dict(file.said)
+    beside = said.pop(container, {}) if container else said
+    found = {
+        name: value for name, value in beside.items() if name.endswith(".alpha") and isinstance(value, int | float)
+    }
+    rest = {name: value for name, value in beside.items() if name not in found}
+    return {name: torch.tensor(float(value)) for name, value in found.items()}, said | rest if container else rest
+
+
+def _parts(file: TensorFile, container: str, numbers: Mapping[str, Tensor]) -> dict[str, _Part]:
+    """Every layer's tensors, by its original name; ``numbers`` are alphas that are none."""
+    parts: dict[str, _Part] = {}
     strange = []
-    for name, value in tensors.items():
-        bare = PREFIXES.sub("", WRAPPERS.sub("", name))
-        if match := TENSOR.match(bare):
-            halves.setdefault(from_diffusers(match["layer"]), {})[SIDES[match["side"]]] = value
-        elif bare.endswith(".alpha"):
-            halves.setdefault(from_diffusers(bare.removesuffix(".alpha")), {})["alpha"] = value
-        else:
+    entries = file.containers[container]
+    for name in (*entries, *numbers):
+        match = TENSOR.match(name)
+        stem, side = (match["layer"], SIDES[match["side"]]) if match else (name.removesuffix(".alpha"), "alpha")
+        if not match and not name.endswith(".alpha"):
             strange.append(name)
+            continue
+        bare = KOHYA.sub("", unwrapped(stem, PREFIX))
+        part = parts.setdefault(to_original(bare), _Part((stem, bare)))
+        if side in part.entries or side in part.values:
+            raise UserError(f"{file.path}: {to_original(bare)} has two tensors {side}; one adapter a file is expected")
+        part.entries |= {side: entries[name]} if name in entries else {}
+        part.values |= {side: numbers[name]} if name in numbers else {}
     if strange:
-        raise UserError(f"{path}: {len(strange)} tensors are no LoRA weights: {few(strange)}")
-    if lonely := [layer for layer, parts in halves.items() if not {"A", "B"} <= set(parts)]:
-        raise UserError(f"{path}: A or B is missing for {len(lonely)} layers: {few(lonely)}")
-    return {layer: _pair(layer, parts, config, path) for layer, parts in sorted(halves.items())}
+        raise UserError(_strange(file.path, strange))
+    if lonely := [layer for layer, part in parts.items() if not {"A", "B"} <= set(part.entries)]:
+        raise UserError(f"{file.path}: A or B is missing for {len(lonely)} layers: {few(lonely)}")
+    with file.reader() as reader:
+        for part in parts.values():
+            for side, entry in part.entries.items():
+                part.values[side] = reader.read(entry, dtype=torch.float32 if entry.dtype.itemsize == 1 else None)
+    return parts
 
 
-def _pair(layer: str, parts: Mapping[str, Tensor], config: Mapping[str, Any], path: Path) -> Pair:
-    a, b = parts["A"], parts["B"]
+def _strange(path: Path, names: Sequence[str]) -> str:
+    hint = next((said for pattern, said in ODD if any(pattern.search(name) for name in names)), "")
+    return f"{path}: {len(names)} tensors are no LoRA weights: {few(names)}" + (f"; {hint}: {ADVICE}" if hint else "")
+
+
+def _pair(layer: str, part: _Part, strength: Strength, path: Path) -> Pair:
+    a, b = part.values["A"], part.values["B"]
+    if a.ndim > 2 or b.ndim > 2:
+        raise UserError(
+            f"{path}: {layer} has A {list(a.shape)} and B {list(b.shape)}, of a convolution; here linear layers alone "
+            f"carry adapters: {ADVICE}"
+        )
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise UserError(f"{path}: {layer} has A {list(a.shape)} and B {list(b.shape)}; their ranks differ")
-    alpha = float(parts["alpha"]) if "alpha" in parts else float(config.get("lora_alpha", a.shape[0]))
+    if not a.is_floating_point() or not b.is_floating_point():
+        raise UserError(f"{path}: {layer} is kept in {a.dtype} and {b.dtype}; expected floating point numbers")
+    beside = part.values.get("alpha")
+    if beside is not None and beside.numel() != 1:
+        raise UserError(f"{path}: {layer}.alpha has shape {list(beside.shape)}; expected one number")
+    alpha = strength.of(part.names, a.shape[0]) if beside is None else float(beside)
     return Pair(a, b, alpha / a.shape[0])
 
 
-def _peft_config(folder: Path) -> dict[str, Any]:
-    file = folder / "adapter_config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a PEFT folder") from None
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error})") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise UserError(f"{file}: not the configuration of a LoRA")
-    if strange := [name for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if config.get(name)]:
-        raise UserError(f"{file}: {', '.join(strange)} is not supported; merge the adapter in its own program first")
-    return config
+def check_finite(adapter: Adapter, source: str) -> None:
+    """UserError when a number of the adapter is not finite: it would make every video black."""
+    broken = [
+        layer
+        for layer, pair in adapter.items()
+        if not (torch.isfinite(pair.a).all() and torch.isfinite(pair.b).all() and math.isfinite(pair.scale))
+    ]
+    if broken:
+        raise UserError(f"{source}: {len(broken)} layers have numbers that are not finite: {few(broken)}; it is broken")
 
 
 def fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -157,97 +226,3 @@ def fits(adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], source: str) -
                   (("of another model", unknown), ("of another size", wrong)) if names]  # fmt: skip
     if complaints:
         raise UserError(f"{source} does not fit the model: {'; '.join(complaints)}")
-
-
-def write_peft(adapter: Adapter, folder: Path, base: str) -> None:
-    """A PEFT folder; the tensors as they are. UserError when the layers do not share one rank and scale."""
-    kinds = {(pair.a.shape[0], pair.scale) for pair in adapter.values()}
-    if len(kinds) != 1:
-        raise UserError(f"a PEFT folder has one rank and scale, this adapter has {len(kinds)}; export it as comfyui")
-    ((rank, scale),) = kinds
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    for layer, pair in adapter.items():
-        name = f"base_model.model.{layer}"
-        tensors |= {f"{name}.lora_A.weight": pair.a, f"{name}.lora_B.weight": pair.b}
-    save_whole(tensors, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "LORA", "base_model_name_or_path": base, "r": rank, "lora_alpha": scale * rank, "bias": "none",
-        "target_modules": sorted(adapter), "lora_dropout": 0.0, "inference_mode": True,
-    }  # fmt: skip
-    write_whole(folder / "adapter_config.json", json.dumps(config, indent=1) + "\n")
-
-
-def write_comfyui(adapter: Adapter, path: Path) -> None:
-    """One safetensors file with ComfyUI's keys."""
-    tensors: dict[str, Tensor] = {}
-    for layer, pair in adapter.items():
-        name = f"diffusion_model.{layer}"
-        tensors |= {
-            f"{name}.lora_A.weight": pair.a,
-            f"{name}.lora_B.weight": pair.b,
-            f"{name}.alpha": torch.tensor(pair.scale * pair.a.shape[0]),
-        }
-    save_whole(tensors, path)
-
-
-def write_diffusers(adapter: Adapter, path: Path) -> None:
-    """One safetensors file for diffusers' ``load_lora_weights``, which takes the scale to be one: B carries it."""
-    tensors: dict[str, Tensor] = {}
-    for layer, pair in adapter.items():
-        name = f"transformer.{to_diffusers(layer)}"
-        tensors |= {f"{name}.lora_A.weight": pair.a, f"{name}.lora_B.weight": pair.b * pair.scale}
-    save_whole(tensors, path)
-
-
-def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtype | None = None) -> float:
-    """The source checkpoint with the adapter added in: same container and names; sums in float32, kept in ``dtype``.
-
-    ``dtype`` None keeps the source's precision. Gives the error of that rounding over the size of the change: nothing
-    for float32; near one where a small change of bfloat16 weights was rounded away.
-    """
-    entries = layout.entries
-    matrices = [name for name in entries if name.endswith(".weight") and len(entries[name].shape) == 2]
-    fits(adapter, {name.removesuffix(".weight"): entries[name].shape for name in matrices}, "the adapter")
-    merged: dict[str, Tensor] = {}
-    change = error = 0.0
-    whole = sum(entry.nbytes for entry in entries.values())
-    with layout.file.reader() as reader, progress(f"merging {layout.file.path.name}", whole, "bytes") as task:
-        for name, entry in entries.items():
-            value = reader.read(entry)
-            task.advance(entry.nbytes)
-            kept = dtype if dtype and value.is_floating_point() else value.dtype
-            if name in matrices and (pair := adapter.get(name.removesuffix(".weight"))):
-                exact = value.float() + pair.delta
-                value = exact.to(kept)
-                change += pair.delta.square().sum().item()
-                error += (exact - value.float()).square().sum().item()
-            merged[layout.names[name]] = value.to(kept)
-    with progress(f"writing {path.name}"):
-        if layout.file.format == "safetensors":
-            save_whole(merged, path)
-        else:
-            content = {layout.container: merged} if layout.container else merged
-            with whole_file(path) as temporary:
-                torch.save(content, temporary)
-    return (error / change) ** 0.5 if change else 0.0
-
-
-def save_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """A safetensors file as other programs expect it, whole or not at all."""
-    with whole_file(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata={"format": "pt"})
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed at the end. UserError when it cannot be written: nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
-        raise UserError(f"{path}: cannot be written ({str(error).strip().splitlines()[0]})") from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astrolabe.models.adapters import read_adapter
+from astrolabe.models.hub import find_file
 from astrolabe.models.lora import freeze_onto
 from astrolabe.models.released import (
     BESIDE_TOKENIZER,
@@ -16,7 +17,6 @@ from astrolabe.models.released import (
     VAE_FILE,
     WAN_REPOSITORY,
     ReleasedModel,
-    find_file,
     released,
 )  # fmt: skip
 from astrolabe.models.settings import ReleasedSettings
@@ -28,8 +28,9 @@ from astrolabe.models.wan.vae import load_vae
 from astrolabe.models.wan.weights import load_transformer
 from astrolabe.runtime.device import check_device, empty_cache, torch_dtype
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import locked
+from astrolabe.runtime.files import exists, locked, place
 from astrolabe.runtime.tensorfile import FLAT
+from astrolabe.runtime.wrapped import USUAL
 from astrolabe.types import TextEmbeddings
 
 
@@ -50,7 +51,7 @@ class Files:
 
     def transformer(self) -> Path:
         """The checkpoint."""
-        return find_file(self.settings.weights, self.model.repository, self.model.file, self.download)
+        return find_file(self.settings.weights, self.model.repository, self.model.file, self.download, shards=True)
 
     def adapter(self) -> Path | None:
         """The adapter that belongs to the model, if one does."""
@@ -58,11 +59,11 @@ class Files:
         if named == "none" or not (named or self.model.lora):
             return None
         if named:
-            if not Path(named).exists():
+            if not exists(place(named)):
                 raise UserError(f"model.adapter={named}: no such file or folder; `none` leaves the adapter out")
-            return Path(named)
+            return place(named)
         assert self.model.lora is not None
-        weights = Path(self.settings.weights)
+        weights = place(self.settings.weights)
         beside = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
         return find_file(beside, self.model.repository, self.model.lora, self.download)
 
@@ -86,7 +87,7 @@ class Files:
     def containers(self) -> tuple[str, ...]:
         """Which parts of the checkpoint may be used, in order."""
         if self.settings.container == "own":
-            return tuple(dict.fromkeys((*self.model.containers, FLAT)))  # files that others converted are flat
+            return tuple(dict.fromkeys((*self.model.containers, *USUAL)))  # files that others converted or trained on
         return (FLAT if self.settings.container == "flat" else self.settings.container,)
 
 
@@ -129,8 +130,8 @@ class LiveTextEncoder:
 
     def encode(self, prompts: Sequence[str]) -> TextEmbeddings:
         """Embeddings [b, n, d]."""
-        folder = Path(self.settings.text_cache)
-        if not (folder / OWNER).exists() or TextCache.open(folder).missing(prompts):
+        folder = place(self.settings.text_cache)
+        if not exists(folder / OWNER) or TextCache.open(folder).missing(prompts):
             self._loaded = self._loaded or open_text_encoder(self.settings)
             encoder, identity = self._loaded
             TextCache.create(folder, identity, encoder.dim).fill(prompts, encoder.encode)
@@ -144,7 +145,9 @@ def open_text_encoder(settings: ReleasedSettings) -> tuple[WanTextEncoder, str]:
     check_device(settings.place)
     files, dtype = Files(settings), torch_dtype(settings.dtype, settings.place)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer()), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(files.tokenizer()), trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{files.tokenizer()}: no tokenizer ({reason}); it should be Wan's google/umt5-xxl") from None
@@ -157,10 +160,10 @@ def embed(settings: ReleasedSettings, prompts: Sequence[str], batch: int = 8) ->
 
     The text encoder is loaded only when one is, and let go afterwards.
     """
-    folder = Path(settings.text_cache)
+    folder = place(settings.text_cache)
 
     def complete() -> bool:
-        return (folder / OWNER).exists() and not TextCache.open(folder).missing(prompts)
+        return exists(folder / OWNER) and not TextCache.open(folder).missing(prompts)
 
     if complete():
         return 0

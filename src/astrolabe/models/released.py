@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.runtime.errors import UserError, nearest
@@ -15,7 +14,6 @@ PARAMETERS = {WAN_1_3B: 1.419e9, WAN_14B: 14.29e9}
 LATENT_SHAPE = (16, 60, 104)  # 480 x 832 pixels
 FRAME_TOKENS = 60 * 104 // 4
 FPS = 16
-WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 WAN_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B"
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -115,39 +113,6 @@ def released(name: str) -> ReleasedModel:
     if name not in RELEASED:
         raise UserError(f"model {name!r} is unknown{nearest(name, RELEASED)}; there are: shapes, {', '.join(RELEASED)}")
     return RELEASED[name]
-
-
-def find_file(source: str, repository: str, file: str, fetch: bool = True) -> Path:
-    """A file of a model: ``source`` is a local file, a local folder, or empty for ``repository`` on the hub.
-
-    A folder may have the file where the repository has it, or at its top. What is on the hub is downloaded once;
-    with HF_HUB_OFFLINE=1, or without ``fetch``, the cache alone is asked.
-    """
-    place = Path(source).expanduser()
-    if source and place.is_file():
-        return place
-    if source and place.is_dir():
-        for candidate in (place / file, place / Path(file).name):
-            if candidate.is_file():
-                return candidate
-        raise UserError(f"{place}: has neither {file} nor {Path(file).name}; download it there, or name the file")
-    if source and (place.suffix in WEIGHT_FILES or source.startswith((".", "/", "~")) or source.count("/") != 1):
-        raise UserError(f"{source}: no such file or folder, and not a hub id (owner/name)")
-    return download(source or repository, file, fetch)
-
-
-def download(repository: str, file: str, fetch: bool = True) -> Path:
-    """A file of a hub repository, from the cache when it is there. UserError when it cannot be had."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(repository, file, local_files_only=not fetch))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        why = f"cannot be downloaded ({str(error).strip().splitlines()[0]})" if fetch else "not on this machine"
-        raise UserError(
-            f"{repository}/{file}: {why}; name its folder with --model.weights (--model.wan for VAE and text encoder)"
-        ) from None
 
 
 def table(names: Sequence[str] = tuple(RELEASED)) -> list[dict[str, str]]:

@@ -30,7 +30,7 @@ class ReleasedSettings:
 
     name: ReleasedName = setting("model; `astrolabe models` shows them all")
     weights: str = setting("its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
-    container: Literal["own", "generator", "generator_ema", "flat"] = setting(
+    container: Literal["own", "generator", "generator_ema", "ema", "state_dict", "model", "module", "flat"] = setting(
         "which weights of a checkpoint that has several; `own`: those that its authors use, `flat`: those at its top",
         default="own",
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.files import exists, place, refusal, write_whole
 from astrolabe.runtime.progress import progress
 from astrolabe.types import TextEmbeddings
 
@@ -37,10 +37,13 @@ class TextCache:
     @classmethod
     def open(cls, folder: Path | str) -> TextCache:
         """The cache in ``folder``; UserError when there is none."""
-        file = Path(folder) / OWNER
+        folder = place(folder)
+        file = folder / OWNER
         try:
             owner = json.loads(file.read_text(encoding="utf-8"))
-            return cls(Path(folder), str(owner["encoder"]), int(owner["dim"]))
+            return cls(folder, str(owner["encoder"]), int(owner["dim"]))
+        except PermissionError as error:
+            raise refusal(file, error) from None
         except OSError:
             raise UserError(
                 f"{folder}: no embedded prompts there; run `astrolabe embed PROMPTS`, or name the folder that has them "
@@ -52,7 +55,8 @@ class TextCache:
     @classmethod
     def create(cls, folder: Path | str, encoder: str, dim: int) -> TextCache:
         """The cache of ``encoder`` in ``folder``, new or known; UserError when it is another encoder's."""
-        if (Path(folder) / OWNER).exists():
+        folder = place(folder)
+        if exists(folder / OWNER):
             known = cls.open(folder)
             if (known.encoder, known.dim) != (encoder, dim):
                 raise UserError(
@@ -60,9 +64,9 @@ class TextCache:
                     f"{encoder[:12]}); name another folder with --model.text_cache"
                 )
             return known
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        write_whole(Path(folder) / OWNER, json.dumps({"encoder": encoder, "dim": dim}) + "\n")
-        return cls(Path(folder), encoder, dim)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / OWNER, json.dumps({"encoder": encoder, "dim": dim}) + "\n")
+        return cls(folder, encoder, dim)
 
     def path(self, prompt: str) -> Path:
         """Where the embedding of ``prompt`` lies, or would."""
@@ -71,7 +75,7 @@ class TextCache:
 
     def missing(self, prompts: Sequence[str]) -> list[str]:
         """The prompts without an embedding, each once, in order."""
-        return [prompt for prompt in dict.fromkeys(prompts) if not self.path(prompt).exists()]
+        return [prompt for prompt in dict.fromkeys(prompts) if not exists(self.path(prompt))]
 
     def fill(self, prompts: Sequence[str], encode: Encode, batch: int = 8) -> int:
         """Embed what is missing, ``batch`` prompts at once. Gives how many."""

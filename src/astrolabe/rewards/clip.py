@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from astrolabe.rewards.base import check_batch
 from astrolabe.rewards.frames import Pictures, normalised, pillow_bicubic, to_pictures
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.strict import check, fill
-from astrolabe.runtime.tensorfile import Container, Entry, TensorFile
+from astrolabe.runtime.tensorfile import Container, TensorFile
 from astrolabe.types import PerSample, Video
 
 Fit = Literal["crop", "pad"]
@@ -236,10 +236,10 @@ def from_open_clip(entries: Container) -> Container:
             rows = entry.shape[0] // 3
             for number, part in enumerate("qkv"):
                 offset = entry.offset + number * rows * entry.stride[0] * entry.dtype.itemsize
-                piece = Entry(entry.dtype, (rows, *entry.shape[1:]), entry.stride, offset)
+                piece = replace(entry, shape=(rows, *entry.shape[1:]), offset=offset)
                 found[f"{joined[1]}.self_attn.{part}_proj.{joined[2]}"] = piece
         elif name in ("visual_projection.weight", "text_projection.weight"):
-            found[name] = Entry(entry.dtype, entry.shape[::-1], entry.stride[::-1], entry.offset)
+            found[name] = replace(entry, shape=entry.shape[::-1], stride=entry.stride[::-1])
         else:
             found[name] = entry
     return found

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, CLIPConfig
 
-from astrolabe.models.released import find_file
+from astrolabe.models.hub import find_file
 from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.custom import check_readable, load_custom, spec_file
@@ -20,7 +20,9 @@ from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, Reward
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.device import check_device
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.tensorfile import FLAT, TensorFile, open_tensors
+from astrolabe.runtime.files import place
+from astrolabe.runtime.tensorfile import open_tensors
+from astrolabe.runtime.wrapped import tensors_of
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
@@ -68,11 +70,11 @@ class RewardFiles:
 
     def weights(self) -> Path:
         """The checkpoint."""
-        return self._find(self.settings.weights, self.released.repository, self.released.file)
+        return self._find(self.settings.weights, self.released.repository, self.released.file, shards=True)
 
     def beside(self) -> Path:
         """The configuration beside the checkpoint, or of the base."""
-        weights = Path(self.settings.weights).expanduser()
+        weights = place(self.settings.weights)
         if self.name == "aesthetic":
             return self._find(self.settings.base, self.released.base, self.released.config)
         source = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
@@ -87,9 +89,9 @@ class RewardFiles:
         first, *others = (self._find(self.settings.base, self.released.base, name) for name in TOKENIZER)
         return first.parent if all(other.parent == first.parent for other in others) else first
 
-    def _find(self, source: str, repository: str, file: str) -> Path:
+    def _find(self, source: str, repository: str, file: str, shards: bool = False) -> Path:
         try:
-            return find_file(source, repository, file, self.download)
+            return find_file(source, repository, file, self.download, shards)
         except UserError as error:
             hint = str(error).split("; name its folder")[0]
             raise UserError(
@@ -151,14 +153,14 @@ class Opening:
     def _picture(self, name: str, files: RewardFiles, model: RewardModelSettings) -> Reward:
         file = open_tensors(files.weights())
         if name == "aesthetic":
-            layers = clip.assemble_aesthetic(file, entries_of(file), model.place)
+            layers = clip.assemble_aesthetic(file, tensors_of(file), model.place)
             under = open_tensors(files.base_weights())
             seen = clip.assemble_clip(
-                under, entries_of(under), clip.read_config(files.beside()), model.place, model.computes_in
+                under, tensors_of(under), clip.read_config(files.beside()), model.place, model.computes_in
             )
             return clip.Aesthetic(clip.Clip(seen, tokenizer_of(files)), layers, model.every)
         config = CLIPConfig(**clip.VIT_H) if name == "hpsv2" else clip.read_config(files.beside())
-        entries = clip.from_open_clip(entries_of(file)) if name == "hpsv2" else entries_of(file)
+        entries = clip.from_open_clip(tensors_of(file)) if name == "hpsv2" else tensors_of(file)
         seen = clip.assemble_clip(file, entries, config, model.place, model.computes_in)
         whole = clip.Clip(seen, tokenizer_of(files), "pad" if name == "hpsv2" else "crop")
         scores = {
@@ -172,22 +174,14 @@ class Opening:
 DIMENSION = dict(zip(VIDEO_MODELS, videoalign.DIMENSIONS, strict=True))
 
 
-def entries_of(file: TensorFile) -> Any:
-    """The tensors of a file that has them at its top or in ``state_dict``."""
-    for container in ("state_dict", FLAT):
-        if container in file.containers:
-            return file.containers[container]
-    raise UserError(f"{file.path}: holds no tensors at its top or under 'state_dict'")
-
-
 def tokenizer_of(files: RewardFiles) -> Any:
     """The base model's tokenizer; it runs no code of its own."""
-    place = files.tokenizer()
+    folder = files.tokenizer()
     try:
-        return AutoTokenizer.from_pretrained(str(place), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever transformers says of files that it cannot read
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"reward {files.name}: {place}: no tokenizer ({reason})") from None
+        raise UserError(f"reward {files.name}: {folder}: no tokenizer ({reason})") from None
 
 
 def look_at(settings: RewardSettings) -> str:

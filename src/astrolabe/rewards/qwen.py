@@ -20,7 +20,8 @@ from transformers import Qwen2VLConfig, Qwen2VLModel
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import progress
 from astrolabe.runtime.strict import check, few
-from astrolabe.runtime.tensorfile import FLAT, Container, Entry, TensorFile
+from astrolabe.runtime.tensorfile import Container, Entry, TensorFile
+from astrolabe.runtime.wrapped import tensors_of
 
 LORA = re.compile(r"^(.*)\.(base_layer|lora_A\.default|lora_B\.default)\.(weight|bias)$")
 
@@ -199,11 +200,8 @@ def assemble(
 
 
 def flat(file: TensorFile) -> Container:
-    """The tensors of a file, at its top or in a container ``model``."""
-    for container in ("model", FLAT):
-        if container in file.containers:
-            return file.containers[container]
-    raise UserError(f"{file.path}: holds no tensors at its top or under 'model'")
+    """The tensors of a file, at its top or in one of the usual containers."""
+    return tensors_of(file)
 
 
 def same_tensor(file: TensorFile, one: Entry | Merged, other: Entry | Merged) -> bool:

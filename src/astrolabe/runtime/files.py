@@ -4,11 +4,55 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from astrolabe.runtime.errors import UserError
+
+
+def place(path: Path | str) -> Path:
+    """The path that a person wrote, ``~`` being their home; UserError for a home that nobody has."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: nobody of that name has a home here; write the path out") from None
+
+
+def exists(path: Path) -> bool:
+    """Whether something lies at ``path``. UserError when that cannot be known: a folder above it is closed to us."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise refusal(path, error) from None
+    return True
+
+
+def refusal(path: Path | str, error: OSError) -> UserError:
+    """What to tell when the system refuses a path. What may not be read is not absent: it says whose it is."""
+    if not isinstance(error, PermissionError):
+        return UserError(f"{path}: cannot be read ({error.strerror or error})")
+    path = Path(path).absolute()
+    closed = (folder for folder in reversed(path.parents) if not os.access(folder, os.X_OK, effective_ids=True))
+    barrier = next(closed, path)
+    about = barrier.stat() if os.access(barrier.parent, os.X_OK, effective_ids=True) else None
+    whose = f" belongs to {_user(about.st_uid)} (mode {stat.S_IMODE(about.st_mode):04o})" if about else " is closed"
+    return UserError(
+        f"{path}: permission denied: {barrier}{whose}, and this is {_user(os.geteuid())}; have it opened "
+        f"(chmod a+rX {barrier}), or copy it"
+    )
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -25,10 +69,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
 
 
 @contextmanager
+def usual_mode(path: Path) -> Iterator[None]:
+    """What is written to ``path`` within gets the mode that the umask gives any file: safetensors would keep it to its
+    owner (0600), so that nobody else could use a shared adapter or cache."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    path.chmod(mode)
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold ``folder`` (made if needed) for this process; others wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with _lock(folder) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -39,8 +92,7 @@ def claimed(folder: Path) -> Iterator[None]:
 
     The lock goes with the process, however it ends.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with _lock(folder) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -48,3 +100,14 @@ def claimed(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is working in this run; wait for it, or name another folder"
             ) from None
         yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[IO[str]]:
+    """The lock file of a folder (made if needed), opened for reading: that is enough, whoever made it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    if not path.exists():
+        path.touch()
+    with path.open() as lock:
+        yield lock

@@ -54,7 +54,7 @@ def fill(
     module: nn.Module, file: TensorFile, entries: Container, device: torch.device | str, dtype: torch.dtype | None
 ) -> None:
     """Give a module on ``meta`` its tensors, each straight from the file to ``device`` in ``dtype``, and freeze it."""
-    in_order = sorted(set(entries.values()), key=lambda entry: entry.offset)  # one pass; tied names share one
+    in_order = sorted(set(entries.values()), key=lambda entry: entry.order)  # one pass; tied names share one
     read = {}
     with (
         file.reader() as reader,

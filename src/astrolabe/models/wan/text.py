@@ -16,7 +16,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 from astrolabe.runtime.checkpoint import fingerprint
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.strict import check, fill
-from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
+from astrolabe.runtime.tensorfile import Container, TensorFile, open_tensors
+from astrolabe.runtime.wrapped import tensors_of
 from astrolabe.types import TextEmbeddings
 
 TEXT_LEN = 512  # tokens of a prompt, padding included
@@ -96,7 +97,7 @@ def load_umt5(
     Raises UserError for anything missing, unknown or of another shape.
     """
     file = open_tensors(path)
-    return assemble_umt5(file, file.containers.get(FLAT, {}), device, dtype)
+    return assemble_umt5(file, tensors_of(file, "token_embedding.weight"), device, dtype)
 
 
 class WanTextEncoder:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.strict import check, fill
-from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
+from astrolabe.runtime.tensorfile import Container, TensorFile, open_tensors
+from astrolabe.runtime.wrapped import tensors_of
 from astrolabe.types import Latents, Video
 
 FIRST_SEEN = "Rep"  # what diffusers' upsampling in time leaves in its place after the first frame
@@ -220,7 +221,7 @@ def assemble_vae(
 def check_vae(path: Path | str) -> int:
     """Read nothing, but raise UserError unless ``load_vae`` would load the file; gives the count of its tensors."""
     file = open_tensors(path)
-    entries = file.containers.get(FLAT, {})
+    entries = tensors_of(file, "encoder.conv1.weight")
     plan_vae(file, entries, read_sizes(entries, path))
     return len(entries)
 
@@ -230,5 +231,5 @@ def load_vae(
 ) -> WanVAE:
     """The VAE of Wan's own file (``Wan2.1_VAE.pth``). UserError for anything missing, unknown or of another shape."""
     file = open_tensors(path)
-    entries = file.containers.get(FLAT, {})
+    entries = tensors_of(file, "encoder.conv1.weight")
     return assemble_vae(file, entries, read_sizes(entries, path), device, dtype, tile)

@@ -13,13 +13,14 @@ import torch
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.strict import check, fill
-from astrolabe.runtime.tensorfile import FLAT, Container, TensorFile, open_tensors
+from astrolabe.runtime.strict import check, few, fill
+from astrolabe.runtime.tensorfile import Container, TensorFile, open_tensors
+from astrolabe.runtime.wrapped import USUAL, own_names, unwrapped
 
-# What training wrappers leave in a name, anywhere; and what stands before all of them, once.
-WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
-PREFIX = re.compile(r"^(model\.|diffusion_model\.)")
-CONTAINERS = ("generator_ema", "generator", FLAT)
+# What stands before all names of a transformer, once: in Self-Forcing's checkpoints, in ComfyUI's, in diffusers'.
+PREFIX = re.compile(r"^(model\.diffusion_model\.|diffusion_model\.|model\.|transformer\.)")
+CONTAINERS = ("generator_ema", "generator", *USUAL)
+MARKER = "patch_embedding.weight"  # every Wan has it, under any wrapper
 HEAD_DIM = 128  # of every released Wan; it cannot be read off the tensors
 
 
@@ -46,7 +47,7 @@ class Layout:
 
 def original_name(name: str) -> str:
     """A tensor's name without what wrappers and containers put before or into it."""
-    return PREFIX.sub("", WRAPPERS.sub("", name), count=1)
+    return unwrapped(name, PREFIX)
 
 
 def recognise(path: Path | str, containers: Sequence[str] = CONTAINERS) -> Layout:
@@ -55,14 +56,10 @@ def recognise(path: Path | str, containers: Sequence[str] = CONTAINERS) -> Layou
     for container in containers:
         if container not in file.containers:
             continue
-        own = list(file.containers[container])
-        names = {original_name(name): name for name in own}
-        if len(names) < len(own):
-            raise UserError(f"{path}: two tensors of {container or 'the file'} have the same name without wrappers")
-        if "patch_embedding.weight" in names:
-            prefix = PREFIX.match(WRAPPERS.sub("", own[0]))
-            return Layout(file, container, prefix[0] if prefix else "", names)
-    found = ", ".join(f"{name or 'top level'} ({len(part)} tensors)" for name, part in file.containers.items())
+        names = own_names(file, container, PREFIX)
+        if MARKER in names:
+            return Layout(file, container, unwrapped(names[MARKER])[: -len(MARKER)], names)
+    found = few([f"{name or 'top level'} ({len(part)} tensors)" for name, part in file.containers.items()])
     wanted = ", ".join(name or "top level" for name in containers)
     raise UserError(f"{path}: no causal Wan in {wanted}; the file has: {found or 'no tensors'}")
 
