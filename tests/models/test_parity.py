@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from astrolabe.models.adapters import to_diffusers
+from astrolabe.models.layer_names import to_diffusers
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
