@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from astrolabe.runtime.arguments import Parser
 from astrolabe.runtime.config import (
     changes,
     config,
@@ -324,3 +325,14 @@ def test_a_change_says_what_it_affects_and_what_one_side_lacks_affects_results()
 def test_settings_that_name_files_are_known_and_empty_ones_left_out():
     assert paths_in(Marked()) == {}
     assert paths_in(Marked(file="a/b", other=Path("c"))) == {"file": "a/b", "other": "c"}
+
+
+def test_a_home_is_meant_where_a_file_is_named_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = {"file": "~/a", "other": "~/b", "inner": {"name": "~", "weight": 1.0}}
+    for read in (from_dict(Marked, written, "x.yaml"), override(Marked(), {"file": "~/a", "other": "~/b"})):
+        assert (read.file, read.other) == (str(tmp_path / "a"), tmp_path / "b")
+    assert from_dict(Marked, written, "x.yaml").inner == Reward(name="~", weight=1.0)
+    parser = Parser(prog="x")
+    parser.add_argument("--out", type=Path)
+    assert parser.read(["--out=~/c"]).out == tmp_path / "c"

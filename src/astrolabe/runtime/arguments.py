@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.files import place
 
 INTERRUPTED = 130
 
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.register("type", Path, place)  # the shell leaves the ~ in --out=~/x as it is
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """UserError that says where help is."""

@@ -30,6 +30,7 @@ from astrolabe.runtime.settings import (
     Leaf,
     affects_of,
     arms,
+    at_home,
     child_of,
     choices,
     complaint,
@@ -191,7 +192,7 @@ def override(cfg: T, texts: Mapping[str, str], whole: Mapping[str, Any] | None =
         if name not in leaves:
             raise UserError(_unknown(name, leaves))
         try:
-            values[name] = parse(leaves[name].info.annotation, text)
+            values[name] = at_home(leaves[name].info, parse(leaves[name].info.annotation, text))
         except ValueError as error:
             raise UserError(complaint(leaves[name], text)) from error
         below = [other for other in texts if other.startswith(f"{name}.")]
@@ -301,7 +302,10 @@ def _from_mapping(cls: Any, mapping: Any, origin: str, prefix: str) -> Any:
         if info.is_required() and name not in mapping:
             wanted = expected(info.annotation, limits_text(info.metadata))
             raise UserError(f"{origin}: missing setting {prefix}{name}: expected {wanted}{gloss(info)}")
-    made = {name: _from_plain(fields[name].annotation, mapping[name], origin, prefix + name) for name in mapping}
+    made = {
+        name: at_home(fields[name], _from_plain(fields[name].annotation, value, origin, prefix + name))
+        for name, value in mapping.items()
+    }
     return construct(
         lambda: cls(**made),
         prefix,

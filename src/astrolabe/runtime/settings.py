@@ -21,6 +21,7 @@ from pydantic.dataclasses import is_pydantic_dataclass
 from pydantic.fields import FieldInfo
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import place
 
 Affects = Literal["results", "rounding", "nothing"]
 Plain = bool | int | float | str | None
@@ -245,6 +246,12 @@ def is_path(info: FieldInfo) -> bool:
     """Whether the setting may name a file or a folder."""
     extra = info.json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("path"))
+
+
+def at_home(info: FieldInfo, value: Any) -> Any:
+    """The value of a setting, ``~`` being the user's home where it names a file or a folder."""
+    named = isinstance(value, Path) or (isinstance(value, str) and is_path(info))
+    return type(value)(place(value)) if named and str(value).startswith("~") else value
 
 
 def gloss(info: FieldInfo) -> str:
