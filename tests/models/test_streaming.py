@@ -215,3 +215,10 @@ def test_the_cache_grows_only_up_to_its_window() -> None:
     for first in range(0, 15, 3):
         model.commit(clean[:, first : first + 3], condition, cache)
     assert cache.slots == 9
+
+
+@pytest.mark.parametrize(("latent", "video"), [(1, 1), (3, 9), (21, 81), (12, 45)])
+def test_a_stream_knows_how_long_its_latent_frames_are(latent: int, video: int) -> None:
+    stream = tiny_stream()
+    assert stream.video_frames(latent) == video and stream.seconds(latent) == video / 16
+    assert (stream.latent_frames(video), stream.latent_frames(video - 1)) == (latent, latent - 1)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from astrolabe.models.wan.generator import WanGenerator
-from astrolabe.rollout.live import PlacedNoise, VideoStream
+from astrolabe.rollout.live import PlacedNoise, VideoStream, start
 from astrolabe.rollout.stream import stream
 from astrolabe.runtime.checkpoint import load_tensors, save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.model import load_shapes_model
-from tests.conftest import LATENT, tiny_stream, tiny_wan
+from tests.conftest import LATENT, tiny_stream, tiny_wan, tiny_world
 from tests.golden import replay
 from tests.tiny_release import GOLDEN
 
@@ -61,6 +61,34 @@ def test_a_batch_element_is_the_same_video_alone() -> None:
     both = VideoStream(model, text(1, 2), Doubled(3, (4, 7)), decode=False)
     alone = VideoStream(model, text(1, 2)[1:], Doubled(3, (7,)), decode=False)
     torch.testing.assert_close(latents(both, 5)[1:], latents(alone, 5), rtol=0, atol=1e-9)
+
+
+def told(model: WanGenerator, how: str, prompts: str | list[str] | Tensor) -> Tensor:
+    """What two videos show when another prompt comes after two chunks."""
+    videos = start(model, ["a red circle", "a green square"], seed=3)
+    before = latents(videos, 2)
+    getattr(videos, how)(prompts)
+    return torch.cat([before, latents(videos, 2)], 1)
+
+
+@pytest.mark.parametrize("how", ["switch", "cut"])
+def test_another_prompt_comes_as_text_for_all_videos_or_for_each(how: str) -> None:
+    model = tiny_world(STREAMS["window and sink"])
+    embedded = told(model, how, model.encode_text(["a bird", "a bird"]))
+    assert torch.equal(told(model, how, "a bird"), embedded)
+    assert torch.equal(told(model, how, ["a bird", "a bird"]), embedded)
+    assert not torch.equal(told(model, how, ["a bird", "a dog"])[1], embedded[1])
+
+
+def test_a_stream_of_one_prompt_is_a_stream_of_a_list_of_one() -> None:
+    model = tiny_world(STREAMS["everything"])
+    assert torch.equal(latents(start(model, "a cat"), 2), latents(start(model, ["a cat"]), 2))
+
+
+def test_prompts_of_another_number_than_videos_are_refused() -> None:
+    videos = start(tiny_world(STREAMS["everything"]), ["a cat", "a dog"])
+    with pytest.raises(UserError, match="the new prompts have shape"):
+        videos.switch(["a bird", "a fish", "a worm"])
 
 
 @pytest.mark.parametrize("name", STREAMS)

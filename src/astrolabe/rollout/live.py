@@ -21,6 +21,8 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.random import rng_for
 from astrolabe.types import Latents, TextEmbeddings, Video
 
+Prompts = str | Sequence[str]
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -104,8 +106,12 @@ class VideoStream:
         return self._decode(latents)
 
     @torch.no_grad()
-    def switch(self, text: TextEmbeddings) -> None:
-        """Soft switch: go on under another prompt, with the cached frames run again under it (KV re-cache)."""
+    def switch(self, text: Prompts | TextEmbeddings) -> None:
+        """Soft switch: go on under another prompt, with the cached frames run again under it (KV re-cache).
+
+        ``text``: one prompt for all videos, one for each, or embeddings [b, n, d]. UserError when they are of another
+        number or size, or when the sink is not whole chunks.
+        """
         stream = self.generator.stream
         if stream.sink_frames % stream.chunk_frames:
             raise UserError(
@@ -116,12 +122,18 @@ class VideoStream:
         self._rebuild()
 
     @torch.no_grad()
-    def cut(self, text: TextEmbeddings) -> None:
-        """Hard cut: go on under another prompt and remember nothing; the next latent frame is one video frame."""
+    def cut(self, text: Prompts | TextEmbeddings) -> None:
+        """Hard cut: go on under another prompt and remember nothing; the next latent frame is one video frame.
+
+        ``text`` as for ``switch``.
+        """
         self._speak(text)
         self._begin()
 
-    def _speak(self, text: TextEmbeddings) -> None:
+    def _speak(self, text: Prompts | TextEmbeddings) -> None:
+        if not isinstance(text, Tensor):
+            prompts = [text] * len(self.text) if isinstance(text, str) else list(text)
+            text = self.generator.encode_text(prompts).to(self.text)
         if text.shape != self.text.shape:
             raise UserError(f"the new prompts have shape {list(text.shape)}, the stream's {list(self.text.shape)}")
         self.text, self.condition = text, self.generator.condition(text)
@@ -210,11 +222,12 @@ class VideoStream:
         self.state = self.generator.decoder_state(decoder)
 
 
-def start(generator: Generator, prompts: Sequence[str], seed: int = 0, decode: bool = True) -> VideoStream:
+def start(generator: Generator, prompts: Prompts, seed: int = 0, decode: bool = True) -> VideoStream:
     """A stream of one video a prompt: ``for chunk in start(model, ["a cat"]): show(chunk.video)``.
 
-    Between chunks, ``stream.switch(model.encode_text(["a dog"]))`` goes on under another prompt, ``cut`` starts afresh.
+    Between chunks, ``stream.switch("a dog")`` goes on under another prompt, ``stream.cut("a bird")`` starts afresh.
     """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     return VideoStream(generator, generator.encode_text(prompts), PlacedNoise(seed, range(len(prompts))), decode)
 
 

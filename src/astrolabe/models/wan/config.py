@@ -47,6 +47,9 @@ class StreamConfig:
     so that no distance ever exceeds those seen in training. ``first_chunk_steps`` are the first chunk's own steps, for
     models that take fewer later on. With ``rebuild_frames`` the cache is made anew before every chunk, from the last
     so many clean frames alone.
+
+    The decoder makes ``latent_stride`` video frames of a latent frame, but of the first of a video one; ``fps`` of them
+    are shown in a second.
     """
 
     chunk_frames: int
@@ -57,6 +60,8 @@ class StreamConfig:
     denoising_steps: tuple[int, ...]
     first_chunk_steps: tuple[int, ...] | None = None
     rebuild_frames: int | None = None
+    fps: int = 16
+    latent_stride: int = 4
 
     def __post_init__(self) -> None:
         if self.rebuild_frames is not None and (self.rebuild_frames < 1 or self.rebuild_frames % self.chunk_frames):
@@ -72,6 +77,18 @@ class StreamConfig:
                 f"window_frames={self.window_frames} cannot hold sink_frames={self.sink_frames} and a chunk of "
                 f"{self.chunk_frames}; it must be at least {self.sink_frames + self.chunk_frames}"
             )
+
+    def video_frames(self, frames: int) -> int:
+        """Video frames of a video of so many latent ones."""
+        return self.latent_stride * (frames - 1) + 1
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames that so many video frames begin."""
+        return -(-frames // self.latent_stride)
+
+    def seconds(self, frames: int) -> float:
+        """Length of a video of so many latent frames."""
+        return self.video_frames(frames) / self.fps
 
     @property
     def levels(self) -> torch.Tensor:
