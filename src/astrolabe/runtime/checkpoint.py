@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import threading
 from collections.abc import Mapping
@@ -21,9 +20,9 @@ from torch.optim import Optimizer
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import progress
+from astrolabe.runtime.steps import finished_steps, step_name
 
 METADATA = "astrolabe"
-FINISHED = re.compile(r"step_(\d{6,})")
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -52,12 +51,16 @@ def own_metadata(path: Path | str) -> dict[str, str]:
         return {}
 
 
-def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors, on the CPU, and the metadata of a safetensors file; UserError when it is missing or broken."""
+def load_tensors(path: Path | str, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors, on the CPU, and the metadata of a safetensors file; UserError when it is missing or broken.
+
+    ``prefix``: only those whose names begin so, named without it; nothing else of the file is read.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            tensors = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
             return tensors, json.loads(metadata[METADATA]) if METADATA in metadata else metadata
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -107,7 +110,7 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.folder.glob(".step_*.tmp"), *self.folder.glob(".step_*.old")):
             shutil.rmtree(leftover)  # of a run that was killed while saving
-        final = self.folder / f"step_{step:06d}"
+        final = self._at(step)
         temporary = self.folder / f".{final.name}.tmp"
         temporary.mkdir()
         save_tensors(temporary / "state.safetensors", tensors, {"step": str(step)})
@@ -122,13 +125,12 @@ class CheckpointStore:
         _flush(self.folder)
         past = [known for known in self.steps() if known <= step]
         for known in set(self.steps()) - set(past[-self.keep :]):
-            self._drop(self.folder / f"step_{known:06d}")
+            self._drop(self._at(known))
         return final
 
     def steps(self) -> list[int]:
         """The steps that have a finished checkpoint, oldest first."""
-        names = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
-        return sorted(int(match[1]) for name in names if (match := FINISHED.fullmatch(name)))
+        return finished_steps(self.folder)
 
     def latest(self) -> int | None:
         """The newest finished step, or None before the first."""
@@ -136,22 +138,34 @@ class CheckpointStore:
 
     def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the state saved at ``step``; UserError when it is absent, unreadable, or not as written."""
-        folder = self.folder / f"step_{step:06d}"
+        tensors, named, state = self._read(step, "")
+        if named != fingerprint(tensors):
+            raise UserError(f"{self._at(step)}: the tensors are not the ones its record names; {self._way_out(step)}")
+        return tensors, state
+
+    def load_part(self, step: int, part: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Of the tensors saved at ``step`` those named ``part/...``, without reading the others, and the state;
+        UserError as in ``load``, but that what was written is not checked against its fingerprint."""
+        tensors, _, state = self._read(step, f"{part}/")
+        return tensors, state
+
+    def _read(self, step: int, prefix: str) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
+        folder = self._at(step)
         if not folder.is_dir():
             there = ", ".join(map(str, self.steps())) or "none"
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {there}")
         try:
-            tensors, _ = load_tensors(folder / "state.safetensors")
+            tensors, _ = load_tensors(folder / "state.safetensors", prefix)
         except UserError as error:
             raise UserError(f"{error}; {self._way_out(step)}") from error
         try:
             record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            named, state = record["fingerprint"], dict(record["state"])
+            return tensors, str(record["fingerprint"]), dict(record["state"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / 'state.json'}: not a whole checkpoint record; {self._way_out(step)}") from error
-        if named != fingerprint(tensors):
-            raise UserError(f"{folder}: the tensors are not the ones its record names; {self._way_out(step)}")
-        return tensors, state
+
+    def _at(self, step: int) -> Path:
+        return self.folder / step_name(step)
 
     def _way_out(self, step: int) -> str:
         others = [known for known in self.steps() if known != step]

@@ -6,12 +6,15 @@ import fcntl
 import os
 import pwd
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from astrolabe.runtime.errors import UserError
+
+GLANCES, GLANCE = 3, 0.05  # looks at a lock, seconds between: whoever asks whether it is held has it for an instant
 
 
 def place(path: Path | str) -> Path:
@@ -93,13 +96,29 @@ def claimed(folder: Path) -> Iterator[None]:
     The lock goes with the process, however it ends.
     """
     with _lock(folder) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another process is working in this run; wait for it, or name another folder"
-            ) from None
+        for attempt in range(GLANCES):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt + 1 == GLANCES:
+                    raise UserError(
+                        f"{folder}: another process is working in this run; wait for it, or name another folder"
+                    ) from None
+                time.sleep(GLANCE)
         yield
+
+
+def held(folder: Path) -> bool:
+    """Whether a process works in ``folder`` now."""
+    try:
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever did, or it may not be looked at
+        return False
+    return False
 
 
 @contextmanager
