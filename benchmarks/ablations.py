@@ -29,7 +29,8 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.pixels import ANY_VIDEO
 from astrolabe.rl.policies import Policies
-from astrolabe.runs import RunFolder, open_run
+from astrolabe.runs.folder import RunFolder
+from astrolabe.runs.opening import open_run
 from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.runtime.config import diff, to_dict
 from astrolabe.runtime.errors import nearest

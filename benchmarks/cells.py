@@ -33,7 +33,8 @@ from astrolabe.rl import update as update_module
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
-from astrolabe.runs import RunFolder, open_run
+from astrolabe.runs.folder import RunFolder
+from astrolabe.runs.opening import open_run
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.train import train

@@ -15,7 +15,8 @@ from PIL.Image import Image
 from astrolabe.models.base import Generator
 from astrolabe.rollout.live import start
 from astrolabe.rollout.videos import generate, video_noise
-from astrolabe.runs import RunFolder, open_run
+from astrolabe.runs.folder import RunFolder
+from astrolabe.runs.opening import open_run
 from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.sheets import contact_sheet

@@ -31,7 +31,7 @@ from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
 from astrolabe.rewards.opening import look_at
 from astrolabe.rewards.settings import MODELS
-from astrolabe.runs import RunFolder
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN

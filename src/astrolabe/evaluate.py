@@ -14,7 +14,9 @@ from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
 from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
-from astrolabe.runs import RunFolder, open_run
+from astrolabe.runs.adapter import RunAdapter, the_adapter_of
+from astrolabe.runs.folder import RunFolder
+from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed, write_whole
@@ -30,21 +32,27 @@ KEPT = 12  # prompts whose videos are kept for the report
 
 
 def evaluate(
-    folder: RunFolder, split: str = "test", seeds: tuple[int, ...] = SEEDS, long: bool = True, batch: int = 44
+    source: RunFolder | RunAdapter,
+    split: str = "test",
+    seeds: tuple[int, ...] = SEEDS,
+    long: bool = True,
+    batch: int = 44,
 ) -> dict[str, Any]:
-    """Compare a finished run's adapter with its base and write ``evaluation.json`` (and some videos) into the run;
-    another split gets files of its own name.
+    """Compare a run's adapter with its base and write ``evaluation.json`` (and some videos) into the run; another
+    split, and an adapter other than the finished one, get files of their own names.
 
     Returns what was written: for every measure base, aligned, difference and 95 % interval over ``split``; the same by
     window for videos twice as long as the clips trained on.
     """
     began = time.monotonic()
+    adapter = source if isinstance(source, RunAdapter) else the_adapter_of(source.path)
+    folder = adapter.folder
     if not isinstance(folder.config().model, ShapesSettings):
         raise UserError(
             f"{folder.path} aligned {folder.config().model.name}: held-out prompts and oracles are those of the "
             "shapes world; compare its videos with `astrolabe generate`, with and without --adapter"
         )
-    cfg, generator, policies = open_run(folder)
+    cfg, generator, policies = open_run(adapter)
     suite = Suite(split, seeds, cfg.window.frames)
     if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:
         raise UserError(
@@ -54,6 +62,7 @@ def evaluate(
     base, aligned = both(generator, policies, suite, batch)
     result: dict[str, Any] = {
         "split": split,
+        "adapter": str(adapter),
         "seeds": list(seeds),
         "videos": len(suite),
         "frames": suite.frames,
@@ -74,7 +83,7 @@ def evaluate(
         }
         tensors |= {"long_base": to_frames(far_base.videos), "long_aligned": to_frames(far_aligned.videos)}
     result["seconds"] = time.monotonic() - began
-    name = "evaluation" if split == "test" else f"evaluation-{split}"
+    name = "-".join(["evaluation", *([split] if split != "test" else []), *([adapter.name] if adapter.name else [])])
     with claimed(folder.path):
         save_tensors(folder.path / f"{name}.safetensors", tensors, {"prompts": json.dumps(base.kept_prompts)})
         write_json(folder.path / f"{name}.json", result)

@@ -32,7 +32,7 @@ from astrolabe.rl.settings import (
     WatchSettings,
 )
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
-from astrolabe.runtime.config import config, setting
+from astrolabe.runtime.config import config, paths_in, setting
 from astrolabe.runtime.device import Dtype, check_device, default_dtype
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.settings import SHORTEST, ShapesSettings
@@ -56,7 +56,14 @@ class TrainConfig:
     model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
     prompts: str = setting(
         "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world; `practice`: "
-        "those with what the embedded model finds hard, bounces, pulses and crosses"
+        "those with what the embedded model finds hard, bounces, pulses and crosses",
+        path=True,
+    )
+    init: str = setting(
+        "adapter that all policies begin from: a run (RUN, RUN@STEP, RUN@best), a PEFT folder or a LoRA file, of the "
+        "same base, rank and alpha; empty: they begin as the base is",
+        default="",
+        path=True,
     )
     rollout: RolloutSettings
     window: WindowSettings
@@ -73,11 +80,14 @@ class TrainConfig:
     offload: bool = setting(
         "between phases, keep in the host's memory what is idle on the device: the decoder and the reference",
         default=False,
+        affects="rounding",
     )
-    checkpoint_every: int = setting("checkpoints are this far apart", unit="steps", default=10, ge=1)
-    checkpoints_kept: int = setting("so many of the newest checkpoints stay", default=2, ge=1)
-    sample_every: int = setting("groups kept for the report are this far apart", unit="steps", default=10, ge=1)
-    tensorboard: bool = setting("write TensorBoard events too", default=False)
+    checkpoint_every: int = setting("checkpoints are this far apart", unit="steps", default=10, ge=1, affects="nothing")
+    checkpoints_kept: int = setting("so many of the newest checkpoints stay", default=2, ge=1, affects="nothing")
+    sample_every: int = setting(
+        "groups kept for the report are this far apart", unit="steps", default=10, ge=1, affects="nothing"
+    )
+    tensorboard: bool = setting("write TensorBoard events too", default=False, affects="nothing")
 
     def __post_init__(self) -> None:
         names = [reward.name for reward in self.rewards]
@@ -99,6 +109,13 @@ class TrainConfig:
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
                 "prompt) to deal among them; choose at most that many"
             )
+
+
+def files_of(cfg: TrainConfig) -> dict[str, str]:
+    """The settings that name a file or a folder, or may, by dotted name; words of the program's own are none."""
+    words = [f"rewards.{place}.name" for place, reward in enumerate(cfg.rewards) if not reward.own]
+    words += ["prompts"] if cfg.prompts in cfg.model.lists else []
+    return {name: text for name, text in paths_in(cfg).items() if name not in words and text != "none"}
 
 
 def check_roles(rewards: Sequence[RewardSettings], regularisation: RegularisationSettings) -> None:

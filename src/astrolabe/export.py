@@ -11,8 +11,7 @@ from astrolabe.models.adapters import Adapter, check_finite, from_slot, read_ada
 from astrolabe.models.opening import Files
 from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.weights import recognise
-from astrolabe.runs import ADAPTER, RunFolder
-from astrolabe.runtime.checkpoint import load_tensors
+from astrolabe.runs.adapter import adapter_of, check_scale, run_of, say_unfinished
 from astrolabe.runtime.device import Dtype, torch_dtype
 from astrolabe.runtime.errors import UserError
 
@@ -41,7 +40,8 @@ def export(source: Path, form: Format, out: Path, model: ModelSettings | None, d
     elif form == "diffusers":
         adapter_files.write_diffusers(adapter, out, kept)
     else:
-        settings = model or (RunFolder(source).config().model if is_run(source) else None)
+        run = run_of(source)
+        settings = model or (run.config().model if run else None)
         if not isinstance(settings, ReleasedSettings):
             raise UserError("a merged checkpoint is made from a released model's own: name it with --model")
         files = Files(settings)
@@ -56,18 +56,13 @@ def export(source: Path, form: Format, out: Path, model: ModelSettings | None, d
     return str(out)
 
 
-def is_run(source: Path) -> bool:
-    """Whether a path is the folder of a run."""
-    return RunFolder(source).config_file.exists()
-
-
 def load(source: Path) -> tuple[Adapter, str]:
     """An adapter from wherever it is, and the name of the model it belongs to, as far as that is known."""
-    if not is_run(source):
+    own = adapter_of(source)
+    if own is None:
         return read_adapter(source), ""
-    folder = RunFolder(source)
-    cfg = folder.config()
-    if not folder.finished:
-        raise UserError(f"{source} has no {ADAPTER} yet: its training has not ended; resume it with the same command")
-    tensors, _ = load_tensors(source / ADAPTER)
+    cfg = own.folder.config()
+    say_unfinished(own)
+    tensors, metadata = own.load()
+    check_scale(own, metadata, cfg)
     return from_slot(tensors, cfg.lora.rank, cfg.lora.alpha), cfg.model.name

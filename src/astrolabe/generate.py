@@ -25,7 +25,8 @@ from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.policies import Policies
 from astrolabe.rollout.live import PlacedNoise, VideoStream
-from astrolabe.runs import RunFolder, open_run
+from astrolabe.runs.adapter import adapter_of
+from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
@@ -88,7 +89,9 @@ def generate(job: Job) -> Iterator[Path]:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if rank:
         silence()
-    job = replace(job, model=on_own_device(job.model))
+    own = adapter_of(job.adapter) if job.adapter else None
+    # What is made says which adapter made it, even if its run has gone on since.
+    job = replace(job, model=on_own_device(job.model), adapter=Path(str(own)) if own else job.adapter)
     generator, policies = open_generator(job)
     takes = takes_of(job, generator)[rank::world]
     lines = job.out / (f"videos.rank{rank}.jsonl" if world > 1 else "videos.jsonl")
@@ -125,8 +128,8 @@ def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
     """The model with its adapter: a run's own slot, or any other adapter as part of the base."""
     if isinstance(job.model, ReleasedSettings):
         embed(job.model, prompts_of(job.scripts))
-    if job.adapter and (job.adapter / "config.yaml").exists():
-        _, generator, policies = open_run(RunFolder(job.adapter), job.model)
+    if job.adapter and (own := adapter_of(job.adapter)):
+        _, generator, policies = open_run(own, job.model)
         return generator, policies
     adapter = read_adapter(job.adapter) if job.adapter else None
     generator = job.model.open()

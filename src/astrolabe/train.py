@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch.nn import functional
 
 from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_scorers, make_watch
 from astrolabe.data.prompts import PromptList
@@ -22,9 +21,13 @@ from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.guards import BASE_CLIPS, Alarm, Meter, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
+from astrolabe.rollout.shown import Shown, kept_group
 from astrolabe.rollout.window import Windows
-from astrolabe.runs import ADAPTER, BEST, RunFolder, base_fingerprint, make_policies, save_adapter
-from astrolabe.runtime.checkpoint import flatten_optimizer, load_tensors, restore_optimizer, save_tensors
+from astrolabe.runs.folder import ADAPTER, BEST, RunFolder
+from astrolabe.runs.history import Origin, record
+from astrolabe.runs.opening import base_fingerprint, check_init, initial, make_policies, save_adapter
+from astrolabe.runs.session import announce, chronicled, ending
+from astrolabe.runtime.checkpoint import fingerprint, flatten_optimizer, load_tensors, restore_optimizer, save_tensors
 from astrolabe.runtime.clock import Clock, Listener, nobody
 from astrolabe.runtime.display import training_display
 from astrolabe.runtime.errors import UserError
@@ -33,9 +36,7 @@ from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog
 from astrolabe.shapes.settings import FPS
-from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores, to_frames, to_video
-
-SHOWN, HEIGHT = 12, 128  # candidates of a group that are kept for the report, and rows of their pixels
+from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores
 
 
 @dataclass(frozen=True)
@@ -213,48 +214,73 @@ class Turn:
     refusals: dict[str, str]
 
 
-class Shown(NamedTuple):
-    """A group of candidates with their scores, as a file keeps it."""
-
-    tensors: dict[str, torch.Tensor]
-    metadata: dict[str, str]
-
-
 def draw(seed: int, step: int, purpose: str) -> int:
     """A seed for noise that belongs to (run, step, purpose)."""
     return int(torch.randint(2**62, (), generator=rng_for(seed, step, purpose)))
 
 
-def train(cfg: TrainConfig, out: Path) -> Path:
-    """Align a model: new, or on from the last checkpoint in ``out``. Returns the run's folder.
+def train(cfg: TrainConfig, out: Path, origin: Origin | None = None) -> Path:
+    """Align a model: new, or on from the last checkpoint in ``out``. Returns the run's folder, and says how it ended.
 
-    Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
+    ``origin`` is for the run's history. Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
     """
-    cfg, folder = resolved(cfg), RunFolder(out)
-    # What cannot work should fail before a folder is made, and what costs nothing to see before anything is loaded.
+    cfg, folder, origin = resolved(cfg), RunFolder(out), origin or Origin()
+    with ExitStack() as stack:
+        if folder.exists:
+            stack.enter_context(claimed(out))
+            if folder.already_done(cfg):
+                print(ending(folder, already=True))
+                return out
+        changed = folder.examine(cfg)
+        trainer = stack.enter_context(opened(cfg, folder))
+        identity = {"base": base_fingerprint(trainer.generator), "prompts": digest(trainer.prompts)}
+        start, identity = resume(trainer, folder, identity)
+        if folder.exists:
+            announce(folder, changed, cfg)
+            folder.go_on(changed, origin)
+        else:  # a folder is made only when all that can be wrong has been looked at
+            stack.enter_context(claimed(out))
+            if folder.exists:
+                raise UserError(
+                    f"{out}: another process has begun a run here meanwhile; wait for it, or name another folder"
+                )
+            folder.begin(cfg, origin, init=identity.get("init", ""))
+        with chronicled(folder):
+            loop(trainer, folder, start, identity)
+            finish(trainer, folder, identity["base"])
+    print(ending(folder))
+    return out
+
+
+@contextmanager
+def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
+    """Everything that a configuration names. UserError for what cannot work: first what costs nothing to see."""
     prompts, algorithm = make_prompts(cfg), make_algorithm(cfg)
     make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
+    if not folder.steps:
+        check_init(cfg)
     with make_scorers(cfg) as (suite, scorer):
         watch = make_watch(cfg, suite)
         generator = cfg.model.open()
         generator.check_prompts(prompts.texts)
         generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
-        folder.claim(cfg)
-        with claimed(out):
-            if folder.finished:
-                return out
-            identity = {"base": base_fingerprint(generator), "prompts": digest(prompts)}
-            policies = make_policies(cfg, generator)
-            optimizer = make_optimizer(policies, cfg.optimizer)
-            whole = any(member.span == "video" for member in suite)
-            windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
-            trainer = Trainer(cfg, generator, prompts, suite, scorer, policies, algorithm, optimizer, windows, watch)
-            loop(trainer, folder, resume(trainer, folder, identity), identity)
-            best = watch.stopped and (out / BEST).exists()
-            adapter = load_tensors(out / BEST)[0] if best else policies.tensors("learner")
-            save_adapter(out / ADAPTER, adapter, cfg, identity["base"])
-        return out
+        policies = make_policies(cfg, generator)
+        optimizer = make_optimizer(policies, cfg.optimizer)
+        whole = any(member.span == "video" for member in suite)
+        windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory)
+        yield Trainer(cfg, generator, prompts, suite, scorer, policies, algorithm, optimizer, windows, watch)
+
+
+def finish(trainer: Trainer, folder: RunFolder, base: str) -> None:
+    """Write the adapter of the end: the learner, or the best where a guard stopped the run."""
+    out, stopped = folder.path, trainer.watch.stopped
+    adapter, step = trainer.policies.tensors("learner"), folder.done
+    if stopped and (out / BEST).exists():
+        adapter, metadata = load_tensors(out / BEST)
+        step = int(metadata.get("step", step))
+    save_adapter(out / ADAPTER, adapter, trainer.cfg, base, step)
+    record(out, "stopped" if stopped else "finished", folder.done)
 
 
 def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, str]) -> None:
@@ -286,7 +312,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             for name, refusal in turn.refusals.items():
                 display.note(f"step {step + 1}: no score from {name}: {refusal}")
             if turn.best is not None:
-                save_adapter(out / BEST, turn.best, cfg, identity["base"])
+                save_adapter(out / BEST, turn.best, cfg, identity["base"], step)
             done = step + 1
             last = done == cfg.steps or trainer.watch.stopped
             if turn.shown:
@@ -298,17 +324,31 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
 
 
-def resume(trainer: Trainer, folder: RunFolder, identity: dict[str, str]) -> int:
-    """Restore the newest checkpoint, if there is one; returns the step to go on with."""
-    latest = folder.checkpoints.latest()
+def resume(trainer: Trainer, folder: RunFolder, identity: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """Restore the newest checkpoint, or begin from the adapter that is asked for; returns the step to go on with, and
+    what tells this run from any other.
+    """
+    cfg, latest = trainer.cfg, folder.checkpoints.latest()
+    identity = identity | {"model": cfg.model.name, "rank": str(cfg.lora.rank), "alpha": str(cfg.lora.alpha)}
     if latest is None:
-        return 0
+        if not cfg.init:
+            return 0, identity
+        adapter = initial(cfg, identity["base"])
+        identity["init"] = fingerprint(adapter)
+        if folder.begun.get("init", identity["init"]) != identity["init"]:
+            raise UserError(
+                f"init={cfg.init} is another adapter than when this run began; name one that stays (RUN@STEP) and a "
+                "new folder with --out"
+            )
+        for slot in SLOTS:
+            trainer.policies.load(slot, adapter)
+        return 0, identity
     tensors, state = folder.checkpoints.load(latest)
     for part, remedy in (("base", "another base model"), ("prompts", "other prompts (has the file changed?)")):
         if state.get(part) != identity[part]:
             raise UserError(f"{folder.path}: the checkpoint of step {latest} belongs to {remedy}; start a new run")
     trainer.restore(tensors, latest)
-    return latest
+    return latest, identity | ({"init": state["init"]} if "init" in state else {})
 
 
 def digest(prompts: PromptList) -> str:
@@ -328,26 +368,3 @@ def credit_metrics(experience: Experience) -> Metrics:
         metrics[f"group_std/{name}"] = spread.nanmean().item()
     metrics["latents_rms"] = experience.rollout.latents.square().mean().sqrt().item()  # grows when a policy runs away
     return metrics | {"useful_samples": (experience.advantages != 0).float().mean().item()}
-
-
-def kept_group(experience: Experience, windows: Windows) -> Shown:
-    """The group of a step that teaches most (largest advantages), with its scores, for the report.
-
-    Of large groups the best and the worst, of large videos a small copy: this is for looking at.
-    """
-    rollout, size = experience.rollout, experience.rollout.group_size
-    group = int(experience.advantages.view(-1, size).abs().sum(1).argmax())
-    order = experience.advantages[group * size : (group + 1) * size].argsort(descending=True) + group * size
-    rows = order if size <= SHOWN else torch.cat((order[: SHOWN // 2], order[-SHOWN // 2 :]))
-    rows = rows.sort().values
-    frames = windows.decoded(group, rollout.latents[rows.to(rollout.latents.device)])
-    if frames.shape[-2] > HEIGHT:
-        smaller = (HEIGHT, frames.shape[4] * HEIGHT // frames.shape[3] // 2 * 2)  # even, as H.264 wants it
-        small = [functional.interpolate(to_video(one[None])[0], smaller, mode="area") for one in frames]
-        frames = to_frames(torch.stack(small))
-    tensors = {
-        "video": frames,
-        "scores": experience.scores.values[rows],
-        "advantages": experience.advantages[rows],
-    }
-    return Shown(tensors, {"prompt": rollout.prompts[group], "rewards": ",".join(experience.scores.names)})

@@ -17,7 +17,7 @@ from astrolabe.recipes import RECIPES
 from astrolabe.report.figures import smooth, training_charts
 from astrolabe.report.page import write_report
 from astrolabe.report.results import long_reading, signed, table, verdict
-from astrolabe.runs import ADAPTER, RunFolder
+from astrolabe.runs.folder import ADAPTER, RunFolder
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.config import save_yaml
 from astrolabe.runtime.errors import UserError

@@ -10,6 +10,7 @@ from __future__ import annotations
 COMMANDS = {
     "demo": "align the embedded model, evaluate it, write a report",
     "train": "run a recipe, or go on with a run",
+    "runs": "list runs: what became of them, from what they were made",
     "evaluate": "compare a run with its base on held-out prompts",
     "report": "write RUN/report.html",
     "generate": "make videos of any length",

@@ -19,6 +19,8 @@ from astrolabe.runtime.settings import Leaf, complaint, construct, fields_of, pa
 RECIPE_HELP = "a recipe's name, a config.yaml, or path/to/recipe.py:function; its fields may follow as --field value"
 SPEC_HELP = "in place of the recipe's: NAME or path/to/file.py:Class, and what is set, as hpsv3,weight=1,role=judge"
 GUARD_HELP = "in place of the recipe's: MEASURE or reward, and what is set, as motion_energy,below=0.6,action=slow"
+RUN_HELP = "the run's folder; RUN@STEP and RUN@best name an adapter of it (default: the finished, or the newest)"
+ADAPTER_HELP = "a run (RUN@STEP and RUN@best name an adapter of it), a PEFT folder or a LoRA file"
 MODEL_FIELDS = """\
 Fields of the model may be set too: --model.weights FOLDER,
 --model.window_frames 21, and so on; `astrolabe train longlive --help` shows all."""
@@ -83,7 +85,10 @@ def from_yaml(path: Path) -> TrainConfig:
     """See ``recipe_of``."""
     mapping = read_yaml(path)
     if not isinstance(mapping, dict) or "recipe" not in mapping:
-        return load_yaml(TrainConfig, path)
+        from astrolabe.runs.folder import RunFolder
+
+        run = RunFolder(path.parent)  # its files are found from wherever the command is given
+        return run.config() if path.name == run.config_file.name and run.begun else load_yaml(TrainConfig, path)
     name = mapping.pop("recipe")
     if not isinstance(name, str) or plain(name) not in RECIPES:
         raise UserError(f"{path}: recipe: {name!r} is unknown{nearest(str(name), RECIPES)}; "
@@ -178,7 +183,7 @@ def chosen_model(name: str | None, adapter: Path | None, rest: Sequence[str]) ->
 
 def model_of_run(adapter: Path) -> ModelSettings | None:
     """The model of a run; None when ``adapter`` is none."""
-    from astrolabe.runs import RunFolder
+    from astrolabe.runs.adapter import run_of
 
-    folder = RunFolder(adapter)
-    return folder.config().model if folder.config_file.exists() else None
+    folder = run_of(adapter)
+    return folder.config().model if folder else None

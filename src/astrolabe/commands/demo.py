@@ -21,7 +21,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     from astrolabe.experiment import resolved
     from astrolabe.recipes import RECIPES
     from astrolabe.report.page import write_report
-    from astrolabe.runs import RunFolder
+    from astrolabe.runs.folder import RunFolder
     from astrolabe.train import train
 
     began, out = time.monotonic(), args.out

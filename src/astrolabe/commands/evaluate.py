@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from astrolabe.commands.choosing import RUN_HELP
+
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, help=RUN_HELP)
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="held-out prompts (default: test)"
     )
@@ -19,10 +21,12 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """Compare, write the result into the run, and show it."""
-    from astrolabe.evaluate import evaluate
-    from astrolabe.runs import RunFolder
+    from astrolabe.runs.adapter import the_adapter_of
 
-    show(evaluate(RunFolder(args.run), args.split, long=not args.no_long))
+    adapter = the_adapter_of(args.run)
+    from astrolabe.evaluate import evaluate
+
+    show(evaluate(adapter, args.split, long=not args.no_long))
 
 
 def show(result: dict[str, Any]) -> None:

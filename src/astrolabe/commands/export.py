@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from astrolabe.commands.choosing import MODEL_FIELDS, chosen_model
+from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
 
 FIELDS = True
 FORMATS = ("peft", "comfyui", "diffusers", "merged")
@@ -15,7 +15,7 @@ FORMATS = ("peft", "comfyui", "diffusers", "merged")
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     parser.epilog = MODEL_FIELDS
-    parser.add_argument("adapter", type=Path, help="a run, a PEFT folder or a LoRA file")
+    parser.add_argument("adapter", type=Path, help=ADAPTER_HELP)
     parser.add_argument("--format", choices=FORMATS, default="peft", help="layout (default: peft)")
     parser.add_argument("--model", help="what a merged checkpoint is made from (default: the run's model)")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of a merged checkpoint (default: as it was)")

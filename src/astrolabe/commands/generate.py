@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from astrolabe.commands.choosing import MODEL_FIELDS, chosen_model
+from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
 from astrolabe.runtime.errors import UserError
 
 FIELDS = True
@@ -20,7 +20,7 @@ def arguments(parser: ArgumentParser) -> None:
     source.add_argument("--prompts", type=Path, help="a file of prompts or scripts, or a table of them")
     source.add_argument("--script", type=Path, action="append", help="a script in YAML or JSON (may be repeated)")
     parser.add_argument("--model", help="the model (default: the adapter's, or shapes); `astrolabe models` shows them")
-    parser.add_argument("--adapter", type=Path, help="a run, a PEFT folder or a LoRA file (default: the bare model)")
+    parser.add_argument("--adapter", type=Path, help=f"{ADAPTER_HELP} (default: the bare model)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=float, help="length (default: the script's, or a clip)")
     length.add_argument("--frames", type=int, help="length in latent frames, a multiple of the chunk")

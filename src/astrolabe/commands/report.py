@@ -9,12 +9,15 @@ from pathlib import Path
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser.add_argument("run", type=Path, help="the run's folder; RUN@STEP: as it was then, RUN@best: its best adapter")
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """Write the page and print where it is."""
-    from astrolabe.report.page import write_report
-    from astrolabe.runs import RunFolder
+    from astrolabe.runs.adapter import split, the_adapter_of
 
-    print(write_report(RunFolder(args.run)))
+    folder, which = split(args.run)
+    adapter = None if which is None else the_adapter_of(args.run)
+    from astrolabe.report.page import write_report
+
+    print(write_report(folder, adapter))

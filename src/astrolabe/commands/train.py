@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
@@ -35,10 +37,11 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     if args.recipe is None:
         raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
     cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
+    from astrolabe.runs.history import Origin
     from astrolabe.train import train
 
-    folder = train(cfg, out)
-    print(f"trained: {folder}\nnext:    astrolabe evaluate {folder} && astrolabe report {folder}")
+    folder = train(cfg, out, Origin(args.recipe, shlex.join(["astrolabe", *sys.argv[1:]])))
+    print(f"next: astrolabe evaluate {folder} && astrolabe report {folder}")
 
 
 def help_of(recipe: str, cfg: TrainConfig) -> Iterator[str]:

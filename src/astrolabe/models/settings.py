@@ -27,19 +27,25 @@ class ReleasedSettings:
     """A released model: where its files are, and how it streams."""
 
     oracles: ClassVar[bool] = False  # whether the oracles of the shapes world can judge its videos
+    lists: ClassVar[tuple[str, ...]] = ()  # of prompts that it brings along
 
     name: ReleasedName = setting("model; `astrolabe models` shows them all")
-    weights: str = setting("its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
+    weights: str = setting(
+        "its checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="", path=True
+    )
     container: Literal["own", "generator", "generator_ema", "ema", "state_dict", "model", "module", "flat"] = setting(
         "which weights of a checkpoint that has several; `own`: those that its authors use, `flat`: those at its top",
         default="own",
     )
     adapter: str = setting(
         "adapter that belongs to the model and stays frozen (PEFT folder or LoRA file); empty: its authors', if it has "
-        "one; `none`: none", default="",
-    )  # fmt: skip
-    wan: str = setting(f"folder or hub id with {VAE_FILE} and {TEXT_FILE}; empty: Wan's on the hub", default="")
-    text_cache: str = setting("folder of embedded prompts, which `astrolabe embed` fills", default="text_cache")
+        "one; `none`: none", default="", path=True)  # fmt: skip
+    wan: str = setting(
+        f"folder or hub id with {VAE_FILE} and {TEXT_FILE}; empty: Wan's on the hub", default="", path=True
+    )
+    text_cache: str = setting(
+        "folder of embedded prompts, which `astrolabe embed` fills", default="text_cache", path=True
+    )
     height: int = setting("height of the video, a multiple of 16", unit="pixels", default=480, ge=PIXELS)
     width: int = setting("width of the video, a multiple of 16", unit="pixels", default=832, ge=PIXELS)
     window_frames: int | None = setting(
@@ -63,7 +69,9 @@ class ReleasedSettings:
         "what the frozen base is kept and computes in; `auto` is bfloat16 where the machine multiplies it natively",
         default="auto",
     )
-    device: str = setting("where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto")
+    device: str = setting(
+        "where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto", affects="rounding"
+    )
 
     def __post_init__(self) -> None:
         for name in ("height", "width"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from astrolabe.runs import RunFolder
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.video import mp4_bytes
@@ -62,9 +62,10 @@ def data_uri(video: Tensor, scale: int = SCALE) -> str:
     return "data:video/mp4;base64," + base64.b64encode(mp4_bytes(video, FPS, scale)).decode("ascii")
 
 
-def read_videos(folder: RunFolder) -> Videos:
-    """The kept videos of ``evaluation.safetensors``, in the order kept; none of a kind that is absent."""
-    path, again = folder.path / "evaluation.safetensors", f"run `astrolabe evaluate {folder.path}` again"
+def read_videos(path: Path, subject: str) -> Videos:
+    """The kept videos of an ``evaluation.safetensors``, in the order kept; none of a kind that is absent. ``subject``
+    was evaluated."""
+    again = f"run `astrolabe evaluate {subject}` again"
     tensors, metadata = load_tensors(path)
     try:
         prompts = json.loads(metadata["prompts"])
@@ -84,9 +85,11 @@ def _pairs(prompts: list[str], base: Tensor, aligned: Tensor) -> tuple[Pair, ...
                                            map(data_uri, aligned[: len(prompts)]), strict=True))  # fmt: skip
 
 
-def read_groups(folder: RunFolder) -> tuple[Group, ...]:
-    """The last group that training kept and the first, in this order; fewer when fewer were kept."""
+def read_groups(folder: RunFolder, until: int | None = None) -> tuple[Group, ...]:
+    """The last group that training kept (of the first ``until`` steps) and the first, in this order; fewer when fewer
+    were kept."""
     paths = sorted((folder.path / "samples").glob("step_*.safetensors"))
+    paths = [path for path in paths if until is None or int(path.stem.removeprefix("step_")) < until]
     ends = paths if len(paths) < 2 else [paths[-1], paths[0]]
     return tuple(map(read_group, ends))
 

@@ -15,21 +15,31 @@ from astrolabe.evaluation.suites import ATTRIBUTES
 from astrolabe.experiment import TrainConfig
 from astrolabe.report.figures import Records, names_under, numbers, smoothing_window, training_charts, window_chart
 from astrolabe.report.media import Videos, read_groups, read_videos
-from astrolabe.report.results import MEANINGS, headline, long_reading, read_evaluation, signed, table
-from astrolabe.runs import RunFolder
+from astrolabe.report.results import (
+    MEANINGS,
+    evaluation_file,
+    headline,
+    long_reading,
+    read_evaluation,
+    signed,
+    table,
+)
+from astrolabe.runs.adapter import RunAdapter
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.config import describe
-from astrolabe.runtime.tracking import read_metrics
+from astrolabe.runtime.steps import FINISHED
 from astrolabe.shapes.settings import FPS
 
 
-def write_report(folder: RunFolder) -> Path:
+def write_report(folder: RunFolder, adapter: RunAdapter | None = None) -> Path:
     """Write ``report.html`` into the run, whole or not at all, from whatever the run holds so far; returns its path.
 
-    The page needs no network and no other file. Parts that have no data yet are a sentence that says which command
-    fills them. UserError when the folder is no run, or when a file in it is broken.
+    ``adapter``: a page about this one, ``report-step_000040.html`` say, of the run as it was then. The page needs no
+    network and no other file. Parts that have no data yet are a sentence that says which command fills them. UserError
+    when the folder is no run, or when a file in it is broken.
     """
-    path = folder.path / "report.html"
-    text = render_page(folder)
+    path = folder.path / f"{'-'.join(filter(None, ('report', adapter.name if adapter else '')))}.html"
+    text = render_page(folder, adapter)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -39,11 +49,10 @@ def write_report(folder: RunFolder) -> Path:
     return path
 
 
-def render_page(folder: RunFolder) -> str:
+def render_page(folder: RunFolder, adapter: RunAdapter | None = None) -> str:
     """The page as text."""
-    cfg = folder.config()
-    log = folder.path / "metrics.jsonl"
-    records = read_metrics(log) if log.exists() else []
+    cfg, until = folder.written(), adapter.step if adapter else None
+    records = [line for line in folder.metrics() if until is None or line["step"] < until]
     # Prompts and paths are anybody's text: all is escaped but what is ours, marked `safe`.
     environment = Environment(
         loader=PackageLoader("astrolabe.report", ""), autoescape=True, undefined=StrictUndefined,
@@ -51,16 +60,17 @@ def render_page(folder: RunFolder) -> str:
     )  # fmt: skip
     environment.globals["signed"] = signed
     return environment.get_template("page.html").render(
-        run=folder.path.resolve().name,
-        folder=str(folder.path),
+        run=folder.path.resolve().name + str(adapter or "").removeprefix(str(folder.path)),
+        folder=str(adapter or folder.path),
+        place=str(folder.path),
         cfg=cfg,
         settings=describe(cfg),
         yaml=folder.config_file.read_text(encoding="utf-8"),
         version=__version__,
         plotly=get_plotlyjs(),
-        groups=read_groups(folder),
+        groups=read_groups(folder, until),
         **training(folder, cfg, records),
-        **evaluation(folder),
+        **evaluation(folder, adapter),
     )
 
 
@@ -78,14 +88,19 @@ def training(folder: RunFolder, cfg: TrainConfig, records: Records) -> dict[str,
     }
 
 
-def evaluation(folder: RunFolder) -> dict[str, Any]:
+def evaluation(folder: RunFolder, adapter: RunAdapter | None = None) -> dict[str, Any]:
     """What the page says of the evaluation; every part is empty when there is none."""
-    result = read_evaluation(folder)
+    file = evaluation_file(folder, adapter)
+    result = read_evaluation(file, str(adapter or folder.path))
     if result is None:
-        return {"headline": None, "rows": [], "videos": None, "long": None}
-    videos = read_videos(folder)
+        return {"headline": None, "rows": [], "videos": None, "long": None, "judged": ""}
+    videos = read_videos(file.with_suffix(".safetensors"), str(adapter or folder.path))
     long = long_part(result["long"], videos) if "long" in result else None
-    return {"headline": headline(result), "rows": table(result), "videos": videos, "long": long}
+    of_step = FINISHED.fullmatch(file.stem.removeprefix("evaluation-"))
+    judged = (
+        f" (after {int(of_step[1])} steps)" if of_step else " (its best adapter)" if adapter and adapter.name else ""
+    )
+    return {"headline": headline(result), "rows": table(result), "videos": videos, "long": long, "judged": judged}
 
 
 def long_part(long: Mapping[str, Any], videos: Videos) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from astrolabe.evaluation.suites import ATTRIBUTES, LOWER_IS_BETTER, MEASURES
-from astrolabe.runs import RunFolder
+from astrolabe.runs.adapter import RunAdapter
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.errors import UserError
 
 MEANINGS = {
@@ -66,18 +68,28 @@ class Headline:
     split: str
 
 
-def read_evaluation(folder: RunFolder) -> dict[str, Any] | None:
-    """``evaluation.json``, or None when the run has not been evaluated; UserError when it is broken."""
-    path = folder.path / "evaluation.json"
+def evaluation_file(folder: RunFolder, adapter: RunAdapter | None = None) -> Path:
+    """Where the evaluation of an adapter is, if there is one; for the run alone the finished adapter's, else that of
+    the newest checkpoint that has one."""
+    if adapter is not None and adapter.name:
+        return folder.path / f"evaluation-{adapter.name}.json"
+    whole = folder.path / "evaluation.json"
+    of_steps = sorted(folder.path.glob("evaluation-step_*.json"))
+    return of_steps[-1] if adapter is None and of_steps and not whole.exists() else whole
+
+
+def read_evaluation(path: Path, subject: str) -> dict[str, Any] | None:
+    """An ``evaluation.json``, or None when there is none; UserError when it is broken. ``subject`` was evaluated."""
     if not path.exists():
         return None
+    again = f"run `astrolabe evaluate {subject}` again"
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = [measure for measure in MEASURES if measure not in result["measures"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not readable ({error}); run `astrolabe evaluate {folder.path}` again") from error
+        raise UserError(f"{path}: not readable ({error}); {again}") from error
     if missing:
-        raise UserError(f"{path}: no {', '.join(missing)}; run `astrolabe evaluate {folder.path}` again")
+        raise UserError(f"{path}: no {', '.join(missing)}; {again}")
     return result
 
 

@@ -33,13 +33,18 @@ Role = Literal["primary", "auxiliary", "judge"]
 class RewardModelSettings:
     """A reward model: its files, where it runs, and what it looks at."""
 
-    weights: str = setting("checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="")
+    weights: str = setting(
+        "checkpoint: a file, a folder or a hub id; empty: its authors' on the hub", default="", path=True
+    )
     base: str = setting(
         "tokenizer, and for hpsv2 and the aesthetic predictor the CLIP beneath: a folder or a hub id; empty: the base "
         "model's on the hub",
         default="",
+        path=True,
     )
-    device: str = setting("where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto")
+    device: str = setting(
+        "where it runs: cpu, cuda, cuda:1; `auto` is the GPU where there is one", default="auto", affects="rounding"
+    )
     dtype: Dtype = setting(
         "what it computes in, but for its head; `auto` is bfloat16 where the machine multiplies it natively",
         default="auto",
@@ -48,7 +53,7 @@ class RewardModelSettings:
     best_share: float = setting("hpsv3: the mean over this share of the frames, the best ones, counts", default=0.3,
                                 gt=0, le=1)  # fmt: skip
     token_budget: int = setting("models with a language model: the most tokens in one forward", unit="tokens",
-                                default=16384, ge=1)  # fmt: skip
+                                default=16384, ge=1, affects="rounding")  # fmt: skip
 
     @property
     def place(self) -> str:
@@ -67,15 +72,21 @@ class ServerSettings:
 
     url: str = setting("of the server, up to /v1: http://localhost:8000/v1")
     model: str = setting("name of the model there")
-    rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt")
+    rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt", path=True)
     shown: int = setting("frames that it is shown, evenly spread", default=8, ge=1)
     lowest: float = setting("score of the worst", default=0.0)
     highest: float = setting("score of the best", default=10.0)
-    concurrency: int = setting("requests at the same time", default=8, ge=1)
-    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0)
-    tries: int = setting("of one request, with longer and longer waits between them", default=4, ge=1)
-    wait: float = setting("before the second try; doubled before each other", unit="seconds", default=1.0, ge=0)
-    key: Path | None = setting("file that holds the API key; none: no key is sent", default=None)
+    concurrency: int = setting("requests at the same time", default=8, ge=1, affects="nothing")
+    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0, affects="nothing")
+    tries: int = setting(
+        "of one request, with longer and longer waits between them", default=4, ge=1, affects="nothing"
+    )
+    wait: float = setting(
+        "before the second try; doubled before each other", unit="seconds", default=1.0, ge=0, affects="nothing"
+    )
+    key: Path | None = setting(
+        "file that holds the API key; none: no key is sent", default=None, path=True, affects="nothing"
+    )
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -88,8 +99,8 @@ class ServerSettings:
 class WorkerSettings:
     """The processes of a reward, under pool.backend=ray."""
 
-    replicas: int = setting("so many workers share its batches", default=1, ge=1)
-    gpus: float = setting("GPUs of each worker; parts of one are shared", default=0.0, ge=0)
+    replicas: int = setting("so many workers share its batches", default=1, ge=1, affects="rounding")
+    gpus: float = setting("GPUs of each worker; parts of one are shared", default=0.0, ge=0, affects="rounding")
     packages: tuple[str, ...] = setting(
         "pip packages of an environment of its own (transformers==4.45.2, say); empty: this one", default=()
     )
@@ -102,7 +113,8 @@ class RewardSettings:
     name: str = setting(
         f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(MEASURES)}), a "
         f"reward model ({', '.join(MODELS)}), server: a judge that is asked over HTTP, random, which knows nothing, or "
-        "one of your own: path/to/file.py:Class or package.module:Class"
+        "one of your own: path/to/file.py:Class or package.module:Class",
+        path=True,
     )
     weight: float = setting("share of influence on the sum", default=1.0, ge=0)
     role: Role = setting(
@@ -158,12 +170,16 @@ class PoolSettings:
         "inline: in the training process, between its other work; ray: in processes of their own, while candidates are "
         "made",
         default="inline",
+        affects="rounding",
     )
     address: str = setting(
-        "of a Ray cluster that is there (host:port); empty: one on this machine alone, for this run", default=""
+        "of a Ray cluster that is there (host:port); empty: one on this machine alone, for this run",
+        default="",
+        affects="nothing",
     )
-    threads: int = setting("CPU threads of every worker; 0: as many as the training process has", default=0, ge=0)
+    threads: int = setting(
+        "CPU threads of every worker; 0: as many as the training process has", default=0, ge=0, affects="rounding"
+    )
     timeout: float = setting(
         "a worker that has not answered for so long, on a batch or while it starts, is taken for dead", unit="seconds",
-        default=1800.0, gt=0,
-    )  # fmt: skip
+        default=1800.0, gt=0, affects="nothing")  # fmt: skip

@@ -55,16 +55,20 @@ class OptimizerSettings:
         le=1,
     )
     micro_batch: int = setting(
-        "candidates of a prompt that are forwarded at once; changes memory and speed, not results", ge=1
+        "candidates of a prompt that are forwarded at once; changes memory and speed, not results",
+        ge=1,
+        affects="rounding",
     )
     chunks: int | None = setting(
         "chunks of a clip that are forwarded at once; the default is all; changes memory and speed, not results",
         default=None,
         ge=1,
+        affects="rounding",
     )
     gradient_checkpointing: bool = setting(
         "keep only what enters each block, and run the block again in the backward pass: far less memory, slower",
         default=False,
+        affects="rounding",
     )
 
     def __post_init__(self) -> None:

@@ -16,7 +16,9 @@ class RolloutSettings:
     prompts: int = setting("prompts in a step", ge=1)
     group_size: int = setting("candidates of a prompt, which compete", ge=2)
     micro_batch: int = setting(
-        "candidates of every prompt that are made at once; changes memory and speed, not results", ge=1
+        "candidates of every prompt that are made at once; changes memory and speed, not results",
+        ge=1,
+        affects="rounding",
     )
 
     def __post_init__(self) -> None:

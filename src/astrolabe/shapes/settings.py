@@ -37,12 +37,13 @@ class ShapesSettings:
     """The embedded model."""
 
     oracles: ClassVar[bool] = True  # whether the oracles of the shapes world can judge its videos
+    lists: ClassVar[tuple[str, ...]] = ("train", "practice")  # of prompts that it brings along
 
     name: Literal["shapes"] = setting("model; `shapes` is embedded in the package", default="shapes")
     dtype: Dtype = setting(
         "what the frozen base computes in; `auto` is bfloat16 where the machine multiplies it natively", default="auto"
     )
-    device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu")
+    device: str = setting("where it runs: cpu, cuda, cuda:1", default="cpu", affects="rounding")
 
     @property
     def place(self) -> str:
@@ -70,7 +71,7 @@ class ShapesSettings:
 
     def own_prompts(self, name: str) -> list[str] | None:
         """The captions of its training scenes (`train`), or of those that it gets wrong most (`practice`)."""
-        if name not in ("train", "practice"):
+        if name not in self.lists:
             return None
         from astrolabe.shapes.captions import WORDINGS, caption, split
 
