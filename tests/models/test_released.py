@@ -125,6 +125,13 @@ def test_what_the_hub_refuses_is_one_true_sentence(monkeypatch: pytest.MonkeyPat
         assert "\n" not in str(caught.value)
 
 
+def test_without_a_home_the_hub_has_no_cache_and_that_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", "~/.cache/huggingface/hub")
+    for fetch in (True, False):
+        with pytest.raises(UserError, match=r"has no home, .* HF_HOME"):
+            find_file("", "owner/name", "model.pt", fetch)
+
+
 def test_what_is_not_there_is_said_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"has neither checkpoints/model\.pt nor model\.pt"):
         find_file(str(tmp_path), "owner/name", "checkpoints/model.pt")

@@ -14,6 +14,7 @@ from astrolabe.rewards.spec import parse_spec, split_spec
 from astrolabe.rl.settings import GuardSettings
 from astrolabe.runtime.config import from_dict, load_yaml, override, parse_overrides, read_yaml, to_dict
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.files import place
 from astrolabe.runtime.settings import Leaf, complaint, construct, fields_of, parse
 
 RECIPE_HELP = "a recipe's name, a config.yaml, or path/to/recipe.py:function; its fields may follow as --field value"
@@ -72,7 +73,7 @@ def recipe_of(name: str, trusted: bool = False) -> TrainConfig:
     if plain(name) in RECIPES:
         return RECIPES[plain(name)]()
     if name.endswith((".yaml", ".yml")):
-        return from_yaml(Path(name).expanduser())
+        return from_yaml(place(name))
     if ".py:" in name:
         return from_python(name, trusted)
     raise UserError(
@@ -111,8 +112,8 @@ def changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
 
 def from_python(spec: str, trusted: bool) -> TrainConfig:
     """What a user's function returns; it is run only when that is ``trusted``."""
-    place, _, function = spec.rpartition(":")
-    path = Path(place).expanduser()
+    file, _, function = spec.rpartition(":")
+    path = place(file)
     if not path.is_file():
         raise UserError(f"recipe {spec}: no such file as {path}")
     if not trusted:

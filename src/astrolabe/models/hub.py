@@ -55,6 +55,10 @@ def download(repository: str, file: str, fetch: bool = True) -> Path:
     from huggingface_hub import constants, errors, hf_hub_download
 
     offline = constants.HF_HUB_OFFLINE
+    if constants.HF_HUB_CACHE.startswith("~"):
+        raise UserError(
+            f"{repository}/{file}: this user has no home, where the hub's cache would be; name a folder for it: HF_HOME"
+        )
     try:
         return Path(hf_hub_download(repository, file, local_files_only=offline or not fetch))
     except errors.GatedRepoError:
