@@ -1,18 +1,20 @@
 """A vision-language model behind any OpenAI-compatible server as a judge, by a rubric of the user's.
 
-It is shown a few frames and asked for a number. A reply that is not exactly that is an error: the video has no score
-then, never a score of zero.
+It is shown a few frames and asked for a number. A reply that is not exactly that (``rewards.replies``) is an error: the
+video has no score then, never a score of zero. It is asked again only after errors that pass: at temperature 0 an
+answer is final.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +25,14 @@ from torch import Tensor
 
 from astrolabe.rewards.base import check_batch
 from astrolabe.rewards.frames import evenly, to_pictures
+from astrolabe.rewards.replies import Failed, Reply, error_text, passes, read_reply, score_of
 from astrolabe.rewards.settings import ServerSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import PerSample, Video
 
-LONGEST, SAID = 2**17, 120  # bytes of a reply; characters of an error that are told
+BYTES, BYTES_A_TOKEN = 2**17, 64  # that a reply may have, and for each token that it may have
+PASSING = (requests.Timeout, requests.ConnectionError, requests.exceptions.ChunkedEncodingError)
 ANSWER = '\nAnswer with nothing but JSON: {"score": NUMBER}, a number from LOW to HIGH.'
-
-
-class Failed(Exception):
-    """One request came to nothing; ``final`` ones would again."""
-
-    def __init__(self, reason: str, final: bool = False):
-        super().__init__(reason)
-        self.final = final
 
 
 class ServerReward:
@@ -47,80 +43,70 @@ class ServerReward:
     def __init__(self, settings: ServerSettings):
         self.settings, self.failures, self.refusal = settings, dict[str, int](), ""
         self.rubric = read(settings.rubric, "rubric")
-        self.headers = {"Authorization": f"Bearer {read_key(settings.key)}"} if settings.key else {}
+        self.key = read_key(settings.key) if settings.key else ""
+        self.headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``; nan for a video that could not be judged, whatever the reason."""
         check_batch(self.name, video, prompts)
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             found = list(pool.map(self._judge, to_pictures(video).cpu(), prompts))
-        reasons = [reason for _, reason in found if reason]
-        for reason in reasons:
-            self.failures[reason] = self.failures.get(reason, 0) + 1
-            self.refusal = f"{self.name}: {reason} ({self.settings.url}; {len(reasons)} of {len(found)} videos)"
+        failed = [failure for _, failure in found if failure]
+        for failure in failed:
+            self.failures[failure.reason] = self.failures.get(failure.reason, 0) + 1
+            told = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
+            self.refusal = f"{self.name}: {told} ({self.settings.url}; {len(failed)} of {len(found)} videos)"
         return torch.tensor([score for score, _ in found])
 
-    def _judge(self, frames: Tensor, prompt: str) -> tuple[float, str]:
-        """The score of one video and why it has none."""
-        wait = self.settings.wait
-        for number in range(self.settings.tries):
-            if number:
-                time.sleep(wait * random.uniform(0.5, 1.0))
-                wait *= 2
+    def _judge(self, frames: Tensor, prompt: str) -> tuple[float, Failed | None]:
+        """The score of one video, or why it has none."""
+        asked, wait = self._question(frames, prompt), self.settings.wait
+        for left in reversed(range(self.settings.tries)):
             try:
-                return self._ask(frames, prompt), ""
+                limits = self.settings.lowest, self.settings.highest, self.settings.max_tokens
+                return score_of(self._ask(asked), *limits), None
             except Failed as failure:
-                reason = str(failure)
-                if failure.final:
-                    break
-        return float("nan"), reason
+                if not failure.again or not left:
+                    return float("nan"), failure
+                # The server's own word counts, but within bounds: it may say hours.
+                time.sleep(min(max(wait * random.uniform(0.5, 1.0), failure.wait), self.settings.timeout))
+                wait *= 2
+        raise AssertionError("there is at least one try")
 
-    def _ask(self, frames: Tensor, prompt: str) -> float:
+    def _question(self, frames: Tensor, prompt: str) -> dict[str, Any]:
         limits = ANSWER.replace("LOW", f"{self.settings.lowest:g}").replace("HIGH", f"{self.settings.highest:g}")
         content: list[dict[str, Any]] = [{"type": "text", "text": self.rubric.replace("{prompt}", prompt) + limits}]
         chosen = evenly(len(frames), min(self.settings.shown, len(frames)))
         content += [{"type": "image_url", "image_url": {"url": as_url(frame)}} for frame in frames[chosen]]
-        asked = {"model": self.settings.model, "temperature": 0, "max_tokens": 64,
-                 "messages": [{"role": "user", "content": content}]}  # fmt: skip
-        try:
-            place = f"{self.settings.url.rstrip('/')}/chat/completions"
-            limit = self.settings.timeout
-            end = time.monotonic() + limit
-            with requests.post(place, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
-                body = received(reply, end)
-        except requests.RequestException as error:
-            raise Failed(f"the server does not answer ({type(error).__name__})") from None
-        if reply.status_code != 200:
-            mine = 400 <= reply.status_code < 500 and reply.status_code not in (408, 429)
-            why = " ".join(body.decode(errors="replace").split())[:SAID]
-            raise Failed(f"the server says {reply.status_code}: {why}", final=mine)
-        try:
-            text = json.loads(body)["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-            raise Failed("the reply is no chat completion") from None
-        return self._score(text)
+        return {"model": self.settings.model, "temperature": 0, "max_tokens": self.settings.max_tokens,
+                "messages": [{"role": "user", "content": content}]}  # fmt: skip
 
-    def _score(self, text: Any) -> float:
+    def _ask(self, asked: dict[str, Any]) -> Reply:
+        """One request."""
+        place, limit = f"{self.settings.url.rstrip('/')}/chat/completions", self.settings.timeout
+        end = time.monotonic() + limit
         try:
-            answer = json.loads(text, object_pairs_hook=tuple)  # pairs, so that a field given twice shows
-        except (ValueError, TypeError, RecursionError):
-            raise Failed("the answer is not JSON") from None
-        if not isinstance(answer, tuple) or [name for name, _ in answer] != ["score"]:
-            raise Failed("the answer has other fields than score")
-        score = answer[0][1]
-        if isinstance(score, bool) or not isinstance(score, int | float):
-            raise Failed("the score is no number")
-        if not self.settings.lowest <= score <= self.settings.highest:
-            raise Failed(f"the score is not within {self.settings.lowest:g} and {self.settings.highest:g}")
-        return float(score)
+            with requests.post(place, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
+                body = received(reply, end, BYTES + BYTES_A_TOKEN * self.settings.max_tokens)
+        except requests.RequestException as error:
+            passing = isinstance(error, PASSING) and not isinstance(error, requests.exceptions.SSLError)
+            raise Failed(f"the server does not answer ({type(error).__name__})", again=passing) from None
+        if self.key:  # some servers repeat a key that they refuse
+            body = body.replace(self.key.encode(), b"***")
+        status = reply.status_code
+        if status != 200:
+            raise Failed(f"the server says {status}", error_text(body), again=passes(status), wait=told_to_wait(reply))
+        return read_reply(body)
 
 
 def read(path: Path, what: str) -> str:
     """A text file; UserError when it cannot be read, or is empty."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"server: {what} {path} cannot be read ({error})") from None
+        text = path.expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"server: {what} {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"server: {what} {path} cannot be read: it is not UTF-8 text") from None
     if not text.strip():
         raise UserError(f"server: {what} {path} is empty")
     return text
@@ -134,16 +120,27 @@ def read_key(path: Path) -> str:
     return key
 
 
-def received(reply: requests.Response, end: float) -> bytes:
-    """The body of a reply, if it comes before ``end`` and is not too long: a server may send it byte by byte."""
-    body = b""
+def received(reply: requests.Response, end: float, most: int) -> bytes:
+    """The body of a reply, if it comes before ``end`` and is not over ``most`` bytes: it may come byte by byte."""
+    body = bytearray()
     for byte in reply.iter_content(1):
         body += byte
         if time.monotonic() > end:
-            raise Failed("the server does not answer in time")
-        if len(body) > LONGEST:
+            raise Failed("the server does not answer in time", again=True)
+        if len(body) > most:
             raise Failed("the reply is too long")
-    return body
+    return bytes(body)
+
+
+def told_to_wait(reply: requests.Response) -> float:
+    """Seconds after which the server wants to be asked again; 0 if it does not say."""
+    said = reply.headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdigit():
+        return float(said)
+    try:
+        return max(0.0, (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return 0.0
 
 
 def as_url(frame: Tensor) -> str:

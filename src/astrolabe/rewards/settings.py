@@ -77,10 +77,16 @@ class ServerSettings:
     lowest: float = setting("score of the worst", default=0.0)
     highest: float = setting("score of the best", default=10.0)
     concurrency: int = setting("requests at the same time", default=8, ge=1, affects="nothing")
-    timeout: float = setting("of one request", unit="seconds", default=60.0, gt=0, affects="nothing")
-    tries: int = setting(
-        "of one request, with longer and longer waits between them", default=4, ge=1, affects="nothing"
+    max_tokens: int = setting(
+        "the longest answer, thoughts included; a judge that thinks needs thousands", unit="tokens", default=4096, ge=1
     )
+    timeout: float = setting(
+        "of one request; no wait between two is longer", unit="seconds", default=120.0, gt=0, affects="nothing"
+    )
+    tries: int = setting(
+        "of one request, when the server is busy, fails or is not reached; longer and longer waits are between them",
+        default=4, ge=1, affects="nothing",
+    )  # fmt: skip
     wait: float = setting(
         "before the second try; doubled before each other", unit="seconds", default=1.0, ge=0, affects="nothing"
     )
