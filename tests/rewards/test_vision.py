@@ -29,8 +29,8 @@ from astrolabe.rewards.clip import (
     shown,
     text_features,
 )
-from astrolabe.rewards.hpsv3 import HPSv3, load_hpsv3
-from astrolabe.rewards.qwen import batches
+from astrolabe.rewards.hpsv3 import HPSv3, assemble_hpsv3, head, load_hpsv3
+from astrolabe.rewards.qwen import QwenSizes, batches
 from astrolabe.rewards.videoalign import MEAN, STD, VideoAlign, VideoAlignReward, load_videoalign
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tensorfile import FLAT, open_tensors
@@ -58,6 +58,26 @@ def align(tmp_path_factory: pytest.TempPathFactory) -> VideoAlign:
 
 def rewards(align: VideoAlign) -> list[VideoAlignReward]:
     return [VideoAlignReward("VQ", align), VideoAlignReward("MQ", align), VideoAlignReward("TA", align)]
+
+
+@pytest.mark.parametrize("head_dim", [2, 4, 6, 12, 20, 24, 40, 128])
+def test_heads_of_any_size_are_opened_and_score_as_the_network_that_was_saved(head_dim: int, tmp_path: Path) -> None:
+    heads, path = 2, tmp_path / "model.safetensors"
+    made = tiny.scorer(len(tiny.tokenizer()) + 1, head(heads * head_dim), 0, head_dim, heads).eval()
+    save_file(tiny.official(made), path)
+    chat = Chat("hpsv3", tiny.tokenizer(), "image", tiny.marks_of("hpsv3"))
+    file = open_tensors(path)
+    opened = assemble_hpsv3(file, file.containers[FLAT], chat.tokens, QwenSizes(head_dim))
+    expected = HPSv3(made, chat)(videos(1), PROMPTS[:1])
+    torch.testing.assert_close(HPSv3(opened, chat)(videos(1), PROMPTS[:1]), expected)
+    with pytest.raises(UserError, match="no whole heads of 94"):
+        assemble_hpsv3(file, file.containers[FLAT], chat.tokens, QwenSizes(94))
+
+
+def test_heads_that_nothing_could_turn_are_refused() -> None:
+    for head_dim in (-2, 0, 7):
+        with pytest.raises(UserError, match=f"heads of {head_dim} numbers"):
+            QwenSizes(head_dim)
 
 
 @pytest.mark.parametrize(

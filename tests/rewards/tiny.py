@@ -30,15 +30,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def scorer(rows: int, top: nn.Module, seed: int) -> QwenScorer:
-    """A network with random weights, wide enough that its scores differ."""
+def scorer(rows: int, top: nn.Module, seed: int, head_dim: int = DIM, heads: int = 1) -> QwenScorer:
+    """A network with random weights, wide enough that its scores differ. Its first axis turns all pairs of a head that
+    the two others leave."""
+    dim, share = heads * head_dim, 24 if head_dim == DIM else 0
     torch.manual_seed(seed)
     ids = tokenizer().convert_tokens_to_ids
     config = Qwen2VLConfig(
-        text_config={"vocab_size": rows, "hidden_size": DIM, "intermediate_size": 96, "num_hidden_layers": 2,
-                     "num_attention_heads": 1, "num_key_value_heads": 1, "bos_token_id": None, "eos_token_id": None,
-                     "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}},
-        vision_config={"depth": 1, "embed_dim": 64, "num_heads": 16, "hidden_size": DIM, "mlp_ratio": 2},
+        text_config={"vocab_size": rows, "hidden_size": dim, "intermediate_size": 96, "num_hidden_layers": 2,
+                     "num_attention_heads": heads, "num_key_value_heads": 1, "rms_norm_eps": 1e-6, "bos_token_id": None,
+                     "eos_token_id": None, "rope_parameters": {
+                         "rope_type": "default", "rope_theta": 1e6,
+                         "mrope_section": [head_dim // 2 - 2 * share, share, share]}},
+        vision_config={"depth": 1, "embed_dim": 64, "num_heads": 16, "hidden_size": dim, "mlp_ratio": 2},
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
     )  # fmt: skip

@@ -34,6 +34,10 @@ class QwenSizes:
     head_dim: int = 128
     vision_heads: int = 16
 
+    def __post_init__(self) -> None:
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"heads of {self.head_dim} numbers: rotary positions turn pairs, so they must be even")
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -118,16 +122,25 @@ def read_config(entries: Container | Weights, sizes: QwenSizes, tokens: dict[str
     def depth(pattern: str) -> int:
         return 1 + max((int(found[1]) for name in entries if (found := re.match(pattern, name))), default=-1)
 
+    def heads(name: str) -> int:
+        rows = shape(name)[0]
+        if rows % sizes.head_dim:
+            raise UserError(f"{path}: {name} has {rows} rows, which are no whole heads of {sizes.head_dim}")
+        return rows // sizes.head_dim
+
     words, dim = shape("model.embed_tokens.weight")
-    part = sizes.head_dim // 16
+    turned, third = sizes.head_dim // 2, 3 * sizes.head_dim // 16
     text = {
         "vocab_size": words, "hidden_size": dim, "num_hidden_layers": depth(r"model\.layers\.(\d+)\."),
         "intermediate_size": shape("model.layers.0.mlp.gate_proj.weight")[0],
-        "num_attention_heads": shape("model.layers.0.self_attn.q_proj.weight")[0] // sizes.head_dim,
-        "num_key_value_heads": shape("model.layers.0.self_attn.k_proj.weight")[0] // sizes.head_dim,
+        "num_attention_heads": heads("model.layers.0.self_attn.q_proj.weight"),
+        "num_key_value_heads": heads("model.layers.0.self_attn.k_proj.weight"),
         "rms_norm_eps": 1e-6,
-        # With equal positions on all axes the sections do not matter, but transformers wants some.
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2 * part, 3 * part, 3 * part]},
+        # How the frequencies are dealt among the axes: as positions are equal on all, it does not matter, but
+        # transformers wants all of them dealt. Of 128 numbers it deals as Qwen2-VL does.
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [turned - 2 * third, third, third],
+        },
     }  # fmt: skip
     wide = shape("visual.patch_embed.proj.weight")[0]
     vision = {
