@@ -91,18 +91,21 @@ class Files:
         return (FLAT if self.settings.container == "flat" else self.settings.container,)
 
 
-def open_model(settings: ReleasedSettings) -> WanGenerator:
-    """The generator; prompts come from its text cache. UserError for whatever is missing or does not fit."""
+def open_model(settings: ReleasedSettings, live: bool = False) -> WanGenerator:
+    """The generator; prompts come from its text cache, or with ``live`` from wherever: those that are new are embedded.
+    UserError for whatever is missing or does not fit."""
     check_device(settings.place)
     files, dtype = Files(settings), torch_dtype(settings.dtype, settings.place)
-    stream, cache, adapter = settings.stream, TextCache.open(settings.text_cache), files.adapter()
+    text = LiveTextEncoder(settings) if live else TextCache.open(settings.text_cache)
+    stream, adapter = settings.stream, files.adapter()
     lora = read_adapter(adapter) if adapter else None
     vae = load_vae(files.vae(), settings.place, dtype, settings.vae_tile)
     transformer = load_transformer(files.transformer(), files.containers, settings.place, dtype)
-    check_text(cache, transformer.config)
+    if isinstance(text, TextCache):
+        check_text(text, transformer.config)
     if lora:
         freeze_onto(transformer, lora, str(adapter))
-    return WanGenerator(transformer, stream, settings.latent_shape, cache, vae, dtype)
+    return WanGenerator(transformer, stream, settings.latent_shape, text, vae, dtype)
 
 
 def check_text(cache: TextCache, config: WanConfig) -> None:
@@ -117,8 +120,8 @@ def check_text(cache: TextCache, config: WanConfig) -> None:
 class LiveTextEncoder:
     """Prompts that nobody knew before: from the text cache when they are there, else embedded, and kept there.
 
-    For programs that take prompts while a video runs: ``model.text_encoder = LiveTextEncoder(settings)``. The text
-    encoder is loaded at the first prompt that is new, and stays.
+    For programs that take prompts while a video runs. The text encoder is loaded at the first prompt that is new, and
+    stays.
     """
 
     def __init__(self, settings: ReleasedSettings):

@@ -101,11 +101,12 @@ class ReleasedSettings:
             rebuild_frames=self.rebuild_frames,
         )
 
-    def open(self) -> WanGenerator:
-        """The generator, on its device; prompts come from its text cache. UserError for what is missing."""
+    def open(self, live: bool = False) -> WanGenerator:
+        """The generator, on its device; prompts come from its text cache, or with ``live`` from wherever: those that
+        are new are embedded. UserError for what is missing."""
         from astrolabe.models.opening import open_model
 
-        return open_model(self)
+        return open_model(self, live)
 
     def check_trainable(self) -> None:
         """UserError when training would make another policy than the one that streams."""

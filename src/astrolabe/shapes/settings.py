@@ -60,8 +60,8 @@ class ShapesSettings:
         """Channels, rows and columns of one latent frame."""
         return LATENT_SHAPE
 
-    def open(self) -> WanGenerator:
-        """The generator, on its device."""
+    def open(self, live: bool = False) -> WanGenerator:
+        """The generator, on its device; it reads any prompt of its world, ``live`` or not."""
         from astrolabe.shapes.model import open_shapes_model
 
         return open_shapes_model(self)
