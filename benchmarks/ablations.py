@@ -32,8 +32,9 @@ from astrolabe.rl.policies import Policies
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runs.opening import open_run
 from astrolabe.runtime.arguments import Parser, run_program, whole
-from astrolabe.runtime.config import diff, to_dict
+from astrolabe.runtime.config import diff
 from astrolabe.runtime.errors import nearest
+from astrolabe.runtime.settings import affects_of, leaves_of, shown
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.model import load_shapes_model
 from astrolabe.shapes.settings import CLIP_FRAMES, HARD
@@ -138,8 +139,14 @@ def digits(values: Any) -> Any:
 
 
 def configuration(cfg: TrainConfig) -> str:
-    """Tells one configuration from another: a cell whose configuration changes is run again."""
-    return hashlib.sha256(json.dumps(to_dict(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    """Tells one configuration from another: a cell whose configuration changes is run again.
+
+    It is made of what decides results and is not at its default, so that a setting that is newer than a run, and stands
+    where the run stood without it, is no change.
+    """
+    decides = [leaf for leaf in leaves_of(cfg) if not leaf.group and affects_of(leaf.info) == "results"]
+    said = {leaf.name: shown(leaf.value) for leaf in decides if leaf.value != leaf.info.get_default()}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
