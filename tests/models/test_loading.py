@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import json
+import pickle
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,6 +55,11 @@ LAYOUTS: dict[str, Any] = {
     "checkpointed and compiled": lambda w: {"generator": wrapped(w, "_orig_mod.model.", "_checkpoint_wrapped_module.")},
     "LongLive base": lambda w: {"generator": wrapped(w, "model."), "step": 3, "critic": {"x": torch.zeros(2)}},
     "bare": lambda w: w,
+    "DDP": lambda w: {"state_dict": wrapped(w, "module."), "epoch": 3},
+    "compiled under DDP": lambda w: {"model": wrapped(w, "_orig_mod.module."), "optimizer": {"state": {}}},
+    "an average beside what it averages": lambda w: {"model": wrapped(weights(1)), "ema": wrapped(w, "module.model.")},
+    "DeepSpeed": lambda w: {"module": wrapped(w, "module."), "ds_version": "1"},
+    "ComfyUI's checkpoints": lambda w: wrapped(w, "model.diffusion_model."),
     "ComfyUI": lambda w: wrapped(w, "diffusion_model."),
 }
 
@@ -165,17 +174,152 @@ def test_a_damaged_file_is_refused_or_harmless(
         assert str(path) in str(error)
 
 
-def test_a_file_of_another_kind_and_no_file_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.pt").write_text("hello, this is no checkpoint")
-    with pytest.raises(UserError, match="neither a safetensors file nor a zip"):
-        open_tensors(tmp_path / "notes.pt")
+def archive(of: str, write: Any) -> bytes:
+    """A zip or tar with whatever ``write`` puts into it."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") if of == "zip" else tarfile.open(fileobj=content, mode="w") as made:
+        write(made)
+    return content.getvalue()
+
+
+def saved(**options: Any) -> bytes:
+    """A small checkpoint as ``torch.save`` writes it."""
+    content = io.BytesIO()
+    torch.save({"w": torch.ones(3)}, content, **options)
+    return content.getvalue()
+
+
+def packed_again() -> bytes:
+    """A checkpoint whose zip was made anew, compressed: its records no longer lie there as numbers."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(saved())) as source, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    return content.getvalue()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5676\n"
+KINDS: dict[str, tuple[bytes, str]] = {
+    "text": (b"hello, this is no checkpoint", r"neither a safetensors file nor a zip .* but text \('hello, this is no"),
+    "bytes": (b"\x07\x99\xfe\x01 noise", "neither a safetensors file nor a zip"),
+    "nothing": (b"", r"empty \(0 bytes\); copy or download it again"),
+    "zeros": (bytes(4096), "unfinished download"),
+    "git-lfs": (LFS, r"a git-lfs pointer to a file of 5,676 bytes.*git lfs pull"),
+    "git-annex": (b"/annex/objects/SHA256E-s5--0.pt\n", "git annex get"),
+    "page": (b"\n<!DOCTYPE HTML><html><title>Sign in</title>", r"a web page \('Sign in'\).*log in"),
+    "page without a type": (b"<html><head></head>", "a web page, not a checkpoint"),
+    "error in XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "a web page"),
+    "error in JSON": (b'{"error":"Repository not found"}', r"JSON text.*Repository not found"),
+    "JSON that looks like a header": (b'{"data":{"error": "Invalid credentials"}}', r"JSON text.*Invalid credentials"),
+    "gguf": (b"GGUF\x03" + bytes(99), "a GGUF file"),
+    "torch of before 2020": (saved(_use_new_zipfile_serialization=False), "format of before 2020.*weights_only"),
+    "pickle": (pickle.dumps({"w": [1.0]}), "a bare pickle, which is read by running it: refused"),
+    "gzip": (gzip.compress(saved()), "packed with gzip; unpack it"),
+    "tar": (archive("tar", lambda made: made.addfile(tarfile.TarInfo("model.pt"))), "a tar archive; unpack it"),
+    "another zip": (archive("zip", lambda made: made.writestr("notes.txt", "x")), r"a zip archive \(notes\.txt"),
+    "packed again": (packed_again(), "packed again, compressed"),
+    "half a zip": (saved()[:-99], "not a whole zip file"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    "video": (b"\x00\x00\x00\x20ftypisom", "a video"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_kind_is_called_what_it_is(kind: str, suffix: str, tmp_path: Path) -> None:
+    content, said = KINDS[kind]
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{path}: .*{said}") as caught:
+        open_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+@given(content=st.binary(max_size=600))
+def test_no_bytes_are_read_as_tensors_or_end_in_another_error(
+    content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "noise.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        open_tensors(path)
+
+
+def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(UserError, match="a TorchScript program, which would be run: refused"):
+        open_tensors(tmp_path / "model.pt")
+
+
+def test_no_file_and_a_folder_of_other_things_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         open_tensors(tmp_path / "absent.pt")
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(UserError, match=r"a folder without an index of shards \(a\.txt\); name a file"):
+        open_tensors(tmp_path)
+    (tmp_path / "__0_0.distcp").touch()
+    with pytest.raises(UserError, match="dcp_to_torch"):
+        open_tensors(tmp_path)
+
+
+def write_shards(folder: Path, kind: str) -> dict[str, Tensor]:
+    """The network in two shards with their index; gives its tensors."""
+    whole = weights()
+    names = sorted(whole)
+    parts, listed = (names[::2], names[1::2]), {}
+    for number, part in enumerate(parts):
+        file = f"model-{number}.{kind}"
+        tensors = {name: whole[name] for name in part}
+        _ = save_file(tensors, folder / file) if kind == "safetensors" else torch.save(tensors, folder / file)
+        listed |= dict.fromkeys(part, file)
+    (folder / f"model.{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    return whole
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_one_checkpoint_named_by_folder_or_index(kind: str, tmp_path: Path) -> None:
+    whole = write_shards(tmp_path, kind)
+    for path in (tmp_path, tmp_path / f"model.{kind}.index.json"):
+        model = load_transformer(path)
+        assert all(torch.equal(value, whole[name]) for name, value in model.state_dict().items())
+
+
+def test_shards_that_are_not_what_their_index_lists_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, "safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    listed = json.loads(index.read_text())
+    name = next(iter(listed["weight_map"]))
+    for changed, said in (
+        ({name: "../elsewhere.safetensors"}, "shards lie beside their index"),
+        ({name: "model-7.safetensors"}, r"model-7\.safetensors of 3 shards is not there"),
+        ({"extra": "model-0.safetensors"}, r"differ \(1 tensors, extra first\)"),
+    ):
+        index.write_text(json.dumps({"weight_map": listed["weight_map"] | changed}))
+        with pytest.raises(UserError, match=said):
+            open_tensors(tmp_path)
+    listed["weight_map"].pop(name)
+    index.write_text(json.dumps(listed))
+    with pytest.raises(UserError, match=rf"differ \(1 tensors, {name} first\)"):
+        open_tensors(tmp_path)
+    for text in ("{", "[]", '{"weight_map": 3}'):
+        index.write_text(text)
+        with pytest.raises(UserError, match="no index of shards"):
+            open_tensors(tmp_path)
 
 
 def test_names_lose_wrappers_anywhere_and_one_prefix() -> None:
     assert original_name(f"model.{FSDP}blocks.3._checkpoint_wrapped_module.ffn.0.bias") == "blocks.3.ffn.0.bias"
     assert original_name("model.model.head.head.weight") == "model.head.head.weight"
+    assert original_name("module._orig_mod.module.model.diffusion_model.head.head.bias") == "head.head.bias"
+    assert original_name("submodule.x") == "submodule.x"
+
+
+@pytest.mark.parametrize("wrap", [lambda w: {"state_dict": w}, lambda w: {f"module.{k}": v for k, v in w.items()}])
+def test_text_encoder_and_vae_are_found_under_wrappers_too(wrap: Any, tmp_path: Path) -> None:
+    for name, load in (("umt5_encoder", load_umt5), ("wan_vae", load_vae)):
+        own, _ = golden_weights(name)
+        torch.save(wrap(own), tmp_path / "wrapped.pth")
+        load(tmp_path / "wrapped.pth")
 
 
 def golden_weights(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -140,12 +140,13 @@ def save_whole(tensors: Mapping[str, Tensor], path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed at the end. UserError when it cannot be written: nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
-    except (SafetensorError, RuntimeError) as error:  # what the two writers make of a full disk
-        raise UserError(f"{path}: cannot be written ({str(error).strip().splitlines()[0]})") from None
+    except (SafetensorError, RuntimeError, OSError) as error:  # the two writers make different things of a full disk
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise UserError(f"{path}: cannot be written ({reason})") from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import NotPermitted, UserError
+from astrolabe.runtime.files import refusal, usual_mode
 from astrolabe.runtime.progress import progress
 from astrolabe.runtime.steps import finished_steps, step_name
 
@@ -31,22 +32,28 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         # One key: safetensors writes several in an order of chance, and the same content should be the same bytes.
-        save_file(_unshared(tensors), temporary, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
+        with usual_mode(temporary):
+            save_file(_unshared(tensors), temporary, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
         _flush(temporary)
         os.replace(temporary, path)
-    except SafetensorError as error:
-        raise UserError(f"{path}: cannot be written ({error})") from error
+    except (SafetensorError, PermissionError) as error:
+        raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     _flush(path.parent)
 
 
 def own_metadata(path: Path | str) -> dict[str, str]:
-    """What ``save_tensors`` was told of a file; empty for a file that it did not write."""
+    """What ``save_tensors`` was told of a file; empty for a file that it did not write. UserError for one that is there
+    and may not be read."""
     try:
+        with open(path, "rb"):  # safetensors takes what it may not read for absent
+            pass
         with safe_open(path, framework="pt") as file:
             found: dict[str, str] = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             return found
+    except PermissionError as error:
+        raise refusal(path, error) from None
     except (OSError, SafetensorError, ValueError):
         return {}
 
@@ -57,6 +64,8 @@ def load_tensors(path: Path | str, prefix: str = "") -> tuple[dict[str, Tensor],
     ``prefix``: only those whose names begin so, named without it; nothing else of the file is read.
     """
     try:
+        with open(path, "rb"):  # safetensors takes what it may not read for absent
+            pass
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
@@ -65,7 +74,7 @@ def load_tensors(path: Path | str, prefix: str = "") -> tuple[dict[str, Tensor],
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise refusal(path, error) from error
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error})") from error
 
@@ -156,11 +165,15 @@ class CheckpointStore:
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are: {there}")
         try:
             tensors, _ = load_tensors(folder / "state.safetensors", prefix)
+        except NotPermitted:
+            raise  # it may be whole: nothing is to be removed
         except UserError as error:
             raise UserError(f"{error}; {self._way_out(step)}") from error
         try:
             record = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             return tensors, str(record["fingerprint"]), dict(record["state"])
+        except PermissionError as error:
+            raise refusal(folder / "state.json", error) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder / 'state.json'}: not a whole checkpoint record; {self._way_out(step)}") from error
 

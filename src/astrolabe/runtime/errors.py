@@ -12,6 +12,10 @@ class UserError(Exception):
     """What came, what was expected, what to do: one line, shown without a traceback, exit code 2."""
 
 
+class NotPermitted(UserError):
+    """The file is there, as far as anybody can tell, but the system does not let this user read it."""
+
+
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
     """``"; did you mean a, b?"`` for the names closest to ``word``, or the empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=count, cutoff=0.5)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import NotPermitted, UserError
 
 GLANCES, GLANCE = 3, 0.05  # looks at a lock, seconds between: whoever asks whether it is held has it for an instant
 
@@ -45,7 +45,7 @@ def refusal(path: Path | str, error: OSError) -> UserError:
     barrier = next(closed, path)
     about = barrier.stat() if os.access(barrier.parent, os.X_OK, effective_ids=True) else None
     whose = f" belongs to {_user(about.st_uid)} (mode {stat.S_IMODE(about.st_mode):04o})" if about else " is closed"
-    return UserError(
+    return NotPermitted(
         f"{path}: permission denied: {barrier}{whose}, and this is {_user(os.geteuid())}; have it opened "
         f"(chmod a+rX {barrier}), or copy it"
     )
