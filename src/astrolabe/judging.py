@@ -23,6 +23,7 @@ from astrolabe.rewards.settings import RewardSettings
 from astrolabe.rewards.spec import parse_spec
 from astrolabe.runtime.errors import UserError, remark
 from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.progress import progress
 from astrolabe.runtime.video import frame_rate
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.settings import FPS
@@ -105,6 +106,16 @@ def score_files(
     """
     if not 0 < fps <= MOST_FPS:
         raise UserError(f"--fps {fps:g}: expected frames a second above zero, and {MOST_FPS:g} at most")
+    with progress(f"scoring with {spec}", len(paths), "videos") as task:
+        for found in one_by_one(spec, paths, prompts, cache, chunk_frames, fps):
+            task.advance()
+            yield found
+
+
+def one_by_one(
+    spec: str, paths: Sequence[Path], prompts: Sequence[str], cache: Path | None, chunk_frames: int, fps: float
+) -> Iterator[Judged]:
+    """See ``score_files``."""
     settings, store = parse_spec(spec), ScoreCache(cache) if cache else None
     member, whose = opened(settings, fps, chunk_frames), identity(settings, fps, chunk_frames) if store else ""
     remark_rates(paths, fps)

@@ -167,3 +167,16 @@ def test_what_a_signal_is_answered_with_stays_on_a_line_of_its_own(monkeypatch: 
         os.kill(os.getpid(), signal.SIGINT)
         work_until("\n", out)
     assert out.getvalue() == "stopping after this chunk; once more stops at once\n"
+
+
+def test_work_that_draws_its_own_bar_is_left_to_draw_it(impatient: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress("downloading", own_bar=True):
+        assert module._screens == []
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    with progress("downloading", own_bar=True):
+        work_until("\n", out)
+    assert out.getvalue().startswith("downloading: 0s\n")

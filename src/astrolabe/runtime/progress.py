@@ -189,14 +189,15 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 @contextmanager
-def progress(name: str, total: float | None = None, unit: str = "") -> Iterator[Task]:
+def progress(name: str, total: float | None = None, unit: str = "", own_bar: bool = False) -> Iterator[Task]:
     """Work named ``name`` (``loading wan.pth``) is being done in this scope; tell the task how far it is.
 
-    Inside other work it is shown beside that. Of silent processes nothing is shown. KeyboardInterrupt leaves with a
-    note that says what was interrupted.
+    Inside other work it is shown beside that. Of silent processes nothing is shown, and on a terminal nothing of work
+    with an ``own_bar``, which another library draws there. KeyboardInterrupt leaves with a note that says what was
+    interrupted.
     """
     task = Task(name, total, unit)
-    with _some_screen() as screen:
+    with _some_screen(own_bar) as screen:
         screen.tasks.append(task)
         try:
             yield task
@@ -208,10 +209,10 @@ def progress(name: str, total: float | None = None, unit: str = "") -> Iterator[
 
 
 @contextmanager
-def _some_screen() -> Iterator[Screen]:
+def _some_screen(own_bar: bool) -> Iterator[Screen]:
     if _screens:
         yield _screens[-1]
-    elif _silent:
+    elif _silent or (own_bar and is_terminal(sys.stderr)):
         yield Screen(sys.stderr)  # which nobody opens
     else:
         with _new_screen() as screen:
