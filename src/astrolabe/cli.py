@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse(str(error))
     except Interrupted as stop:
         refuse(str(stop), INTERRUPTED)
-    except KeyboardInterrupt:
-        refuse("interrupted", INTERRUPTED)
+    except KeyboardInterrupt as stop:  # whoever was at work left a note of what it was
+        refuse(" ".join(["interrupted", "; ".join(getattr(stop, "__notes__", []))]).rstrip(), INTERRUPTED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's: known by name, since torch may not be here
             raise

@@ -138,11 +138,6 @@ def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
     return generator, None
 
 
-def embed_with_bar(settings: ReleasedSettings, prompts: Sequence[str]) -> int:
-    """``models.opening.embed``."""
-    return embed(settings, prompts)
-
-
 def takes_of(job: Job, generator: WanGenerator) -> list[Take]:
     """Every video with the lengths of its shots; UserError when a length cannot be had."""
     stream = generator.stream

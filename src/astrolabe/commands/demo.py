@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from astrolabe.runtime.progress import progress
+
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
@@ -16,13 +18,14 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     """A finished demo is kept, and the next one gets a folder of its own."""
     import time
 
-    from astrolabe.commands.evaluate import show
-    from astrolabe.evaluate import evaluate, summarise, write_json
-    from astrolabe.experiment import resolved
-    from astrolabe.recipes import RECIPES
-    from astrolabe.report.page import write_report
-    from astrolabe.runs.folder import RunFolder
-    from astrolabe.train import train
+    with progress("starting"):
+        from astrolabe.commands.evaluate import show
+        from astrolabe.evaluate import evaluate, summarise, write_json
+        from astrolabe.experiment import resolved
+        from astrolabe.recipes import RECIPES
+        from astrolabe.report.page import write_report
+        from astrolabe.runs.folder import RunFolder
+        from astrolabe.train import train
 
     began, out = time.monotonic(), args.out
     cfg = resolved(RECIPES["shapes"]())

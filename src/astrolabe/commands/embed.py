@@ -9,6 +9,7 @@ from pathlib import Path
 from astrolabe.commands.choosing import MODEL_FIELDS, chosen_model
 from astrolabe.models.settings import ReleasedSettings
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 
 FIELDS = True
 
@@ -25,10 +26,11 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     model = chosen_model(args.model, None, rest)
     if not isinstance(model, ReleasedSettings):
         raise UserError("the embedded model reads its prompts itself; name a released model with --model")
-    from astrolabe.data.prompts import read_prompts
-    from astrolabe.data.scripts import parse_script, prompts_of
-    from astrolabe.generate import embed_with_bar
+    with progress("starting"):
+        from astrolabe.data.prompts import read_prompts
+        from astrolabe.data.scripts import parse_script, prompts_of
+        from astrolabe.models.opening import embed
 
     texts = prompts_of([parse_script(line) for line in read_prompts(args.prompts)])
-    new = embed_with_bar(model, texts)
+    new = embed(model, texts)
     print(f"{len(texts)} prompts in {model.text_cache}, {new} of them new")

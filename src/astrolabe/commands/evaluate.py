@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from astrolabe.commands.choosing import RUN_HELP
+from astrolabe.runtime.progress import progress
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -24,7 +25,8 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     from astrolabe.runs.adapter import the_adapter_of
 
     adapter = the_adapter_of(args.run)
-    from astrolabe.evaluate import evaluate
+    with progress("starting"):
+        from astrolabe.evaluate import evaluate
 
     show(evaluate(adapter, args.split, long=not args.no_long))
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
+from astrolabe.runtime.progress import progress
 
 FIELDS = True
 FORMATS = ("peft", "comfyui", "diffusers", "merged")
@@ -25,6 +26,7 @@ def arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """Write it and print where it is."""
     model = chosen_model(args.model, None, rest) if args.model or rest else None
-    from astrolabe.export import export
+    with progress("starting"):
+        from astrolabe.export import export
 
     print(export(args.adapter, args.format, args.out, model, args.dtype))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 
 FIELDS = True
 
@@ -36,9 +37,10 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: at least one video at a time")
     model = chosen_model(args.model, args.adapter, rest)
-    from astrolabe.data.prompts import read_prompts
-    from astrolabe.data.scripts import parse_script, read_script
-    from astrolabe.generate import Job, generate
+    with progress("starting"):
+        from astrolabe.data.prompts import read_prompts
+        from astrolabe.data.scripts import parse_script, read_script
+        from astrolabe.generate import Job, generate
 
     if args.script:
         scripts = [read_script(path) for path in args.script]

@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from astrolabe.runtime.progress import progress
+
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
@@ -18,6 +20,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
 
     folder, which = split(args.run)
     adapter = None if which is None else the_adapter_of(args.run)
-    from astrolabe.report.page import write_report
+    with progress("starting"):
+        from astrolabe.report.page import write_report
 
     print(write_report(folder, adapter))

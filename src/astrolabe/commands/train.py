@@ -15,6 +15,7 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.recipes import RECIPES
 from astrolabe.runtime.config import describe
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import progress
 
 FIELDS = OWN_HELP = True
 WIDTH = 100
@@ -38,7 +39,9 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
     cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
     from astrolabe.runs.history import Origin
-    from astrolabe.train import train
+
+    with progress("starting"):
+        from astrolabe.train import train
 
     folder = train(cfg, out, Origin(args.recipe, shlex.join(["astrolabe", *sys.argv[1:]])))
     print(f"next: astrolabe evaluate {folder} && astrolabe report {folder}")
