@@ -34,7 +34,7 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.random import rng_for
-from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog
+from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, summary_writer
 from astrolabe.shapes.settings import FPS
 from astrolabe.types import Experience, Footage, Metrics, Rollout, Scores
 
@@ -258,6 +258,8 @@ def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
     prompts, algorithm = make_prompts(cfg), make_algorithm(cfg)
     make_watch(cfg)
     check_windows(cfg, prompts, algorithm)
+    if cfg.tensorboard:
+        summary_writer()
     if not folder.steps:
         check_init(cfg)
     with make_scorers(cfg) as (suite, scorer):
@@ -318,6 +320,8 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             if turn.shown:
                 (out / "samples").mkdir(exist_ok=True)
                 save_tensors(out / "samples" / f"step_{step:06d}.safetensors", *turn.shown)
+                if board:
+                    board.show(step, "candidates", turn.shown.tensors["video"], FPS, turn.shown.metadata["prompt"])
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
             if interrupt.requested:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, read_metrics
+from astrolabe.runtime.video import gif_bytes, side_by_side
 
 
 def log_of(path: Path, steps: int) -> MetricsLog:
@@ -88,3 +91,40 @@ def test_a_missing_tensorboard_is_answered_with_how_to_install_it(tmp_path: Path
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'astrolabe-rl\[tensorboard\]'"):
         TensorBoardLog(tmp_path)
+
+
+def test_tensorboard_shows_videos_side_by_side_and_what_was_asked(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    videos = torch.zeros(3, 5, 3, 8, 10, dtype=torch.uint8)
+    videos[1, :, 0] = 255
+    with TensorBoardLog(tmp_path) as log:
+        log.show(7, "candidates", videos, 16, "a *red* circle")
+    events = EventAccumulator(str(tmp_path), {"images": 0, "tensors": 0}).Reload()
+    (found,) = events.Images("candidates")
+    assert (found.step, found.width, found.height) == (7, 30, 8)
+    with Image.open(io.BytesIO(found.encoded_image_string)) as gif:
+        assert gif.format == "GIF" and gif.size == (30, 8) and gif.info["loop"] == 0
+        frame = gif.convert("RGB")
+        assert frame.getpixel((15, 4)) == (255, 0, 0) and frame.getpixel((5, 4)) == frame.getpixel((25, 4)) == (0, 0, 0)
+    assert b"a *red* circle" in events.Tensors("candidates/text_summary")[0].tensor_proto.string_val[0]
+
+
+def test_a_gif_has_every_frame_at_its_time() -> None:
+    from PIL import Image
+
+    video = torch.arange(4, dtype=torch.uint8).mul(60)[:, None, None, None].expand(4, 3, 6, 6).contiguous()
+    with Image.open(io.BytesIO(gif_bytes(video, 16))) as gif:
+        assert gif.n_frames == 4 and gif.info["duration"] == 60
+
+
+@pytest.mark.parametrize(("count", "columns", "shape"), [(1, 6, (1, 1)), (4, 6, (1, 4)), (7, 3, (3, 3))])
+def test_videos_stand_row_by_row(count: int, columns: int, shape: tuple[int, int]) -> None:
+    videos = torch.randint(1, 255, (count, 2, 3, 4, 5), dtype=torch.uint8)
+    sheet = side_by_side(videos, columns)
+    assert sheet.shape == (2, 3, 4 * shape[0], 5 * shape[1])
+    for place, video in enumerate(videos):
+        row, column = divmod(place, shape[1])
+        assert torch.equal(sheet[:, :, 4 * row : 4 * row + 4, 5 * column : 5 * column + 5], video)

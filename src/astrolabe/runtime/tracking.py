@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # JSON has no word for these; as text they survive strict readers, a browser's included.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -61,22 +64,43 @@ def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     return records
 
 
+def summary_writer() -> Any:
+    """TensorBoard's writer, a class; UserError telling how to install it when it is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("TensorBoard is not installed: pip install 'astrolabe-rl[tensorboard]'") from error
+    return SummaryWriter
+
+
 class TensorBoardLog:
-    """The same metrics for TensorBoard; UserError telling how to install it when it is missing."""
+    """The same metrics for TensorBoard, and videos; UserError as in ``summary_writer``."""
 
     def __init__(self, folder: Path | str, start: int = 0) -> None:
         """``start`` is the first step to come: events of it and later, of a run that was cut off, are purged."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError("TensorBoard is not installed: pip install 'astrolabe-rl[tensorboard]'") from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=start)
+        self._writer: Any = summary_writer()(str(folder), purge_step=start)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers only: TensorBoard's scalars hold nothing else."""
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def show(self, step: int, name: str, videos: Tensor, fps: int, said: str = "") -> None:
+        """Videos [n, t, 3, y, x] (uint8) side by side, with a text. TensorBoard plays a GIF where an image is meant;
+        its own ``add_video`` makes one too, with a library that is not needed otherwise."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        from astrolabe.runtime.video import gif_bytes, side_by_side
+
+        sheet = side_by_side(videos)
+        picture = Summary.Image(
+            height=sheet.shape[2], width=sheet.shape[3], colorspace=3, encoded_image_string=gif_bytes(sheet, fps)
+        )
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=name, image=picture)]), step)
+        if said:
+            self._writer.add_text(name, said, step)
         self._writer.flush()
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ from typing import IO, Any
 import av
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from astrolabe.runtime.errors import UserError
@@ -84,6 +85,27 @@ def mp4_bytes(video: Tensor, fps: int, scale: int = 1) -> bytes:
 def write_mp4(path: Path, video: Tensor, fps: int, scale: int = 1) -> None:
     """An mp4 file on disk, whole or not at all; see ``encode_mp4``."""
     write_whole(path, mp4_bytes(video, fps, scale))
+
+
+def side_by_side(videos: Tensor, columns: int = 6) -> Tensor:
+    """Videos [n, t, 3, y, x] as one [t, 3, rows of y, columns of x], row by row; places that are left are black."""
+    count, frames, channels, height, width = videos.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    grid = videos.new_zeros(rows * columns, frames, channels, height, width)
+    grid[:count] = videos
+    grid = grid.view(rows, columns, frames, channels, height, width).permute(2, 3, 0, 4, 1, 5)
+    return grid.reshape(frames, channels, rows * height, columns * width)
+
+
+def gif_bytes(video: Tensor, fps: int) -> bytes:
+    """``video`` [t, 3, y, x] (uint8) as a GIF that repeats, in memory. A GIF counts hundredths of a second."""
+    pictures = [Image.fromarray(frame) for frame in video.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=10 * round(100 / fps), loop=0, optimize=False
+    )
+    return buffer.getvalue()
 
 
 def read_last_frames(path: Path, most: int, height: int, width: int, rate: float | None = None) -> Tensor:
