@@ -13,6 +13,7 @@ from astrolabe.experiment import TrainConfig, files_of
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.runs.folder import ADAPTER, RunFolder
 from astrolabe.runs.history import HISTORY, Origin, events, found_again, located
+from astrolabe.runs.session import chronicled
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tracking import MetricsLog
@@ -34,6 +35,17 @@ def begun(
     if finished:
         save_tensors(folder / ADAPTER, {"w": torch.full((2,), float(done))}, {"base": "b"})
     return run
+
+
+@pytest.mark.parametrize(
+    ("done", "note"), [(0, "the same command begins again"), (3, "the same command goes on after step 3")]
+)
+def test_an_interrupt_at_once_says_what_is_on_the_disk(done: int, note: str, tmp_path: Path) -> None:
+    run = begun(tmp_path / "run", done=done)
+    with pytest.raises(KeyboardInterrupt) as stop, chronicled(run):
+        raise KeyboardInterrupt
+    assert stop.value.__notes__ == [note]
+    assert events(run.path)[-1]["what"] == "interrupted"
 
 
 def with_micro_batch(cfg: TrainConfig, size: int) -> TrainConfig:

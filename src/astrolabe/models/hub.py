@@ -8,6 +8,7 @@ from pathlib import Path
 from astrolabe.models.released import RELEASED, WAN_REPOSITORY
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import exists, place, refusal
+from astrolabe.runtime.progress import progress
 from astrolabe.runtime.tensorfile import INDEX, index_in
 
 HUB = re.compile(r"(?P<mark>hf:(//)?)?(?P<id>[A-Za-z0-9_][\w.-]*/[\w.-]+)")
@@ -60,7 +61,8 @@ def download(repository: str, file: str, fetch: bool = True) -> Path:
             f"{repository}/{file}: this user has no home, where the hub's cache would be; name a folder for it: HF_HOME"
         )
     try:
-        return Path(hf_hub_download(repository, file, local_files_only=offline or not fetch))
+        with progress(f"downloading {repository}/{file}", own_bar=True):
+            return Path(hf_hub_download(repository, file, local_files_only=offline or not fetch))
     except errors.GatedRepoError:
         page = f"https://huggingface.co/{repository}"
         why = f"cannot be downloaded before its licence is accepted at {page}, and `hf auth login` was run"

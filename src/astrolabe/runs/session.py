@@ -37,10 +37,18 @@ def announce(folder: RunFolder, found: Sequence[Change], cfg: TrainConfig) -> No
 
 @contextmanager
 def chronicled(folder: RunFolder) -> Iterator[None]:
-    """Write into the history how the session ends, if it does not come to the run's end."""
+    """Write into the history how the session ends, if it does not come to the run's end.
+
+    KeyboardInterrupt, which loses the step at work, leaves with a note of what is on the disk.
+    """
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except KeyboardInterrupt as stop:
+        record_quietly(folder, "interrupted", "")
+        done = folder.done
+        stop.add_note(f"the same command goes on after step {done}" if done else "the same command begins again")
+        raise
+    except Interrupted:
         record_quietly(folder, "interrupted", "")
         raise
     except UserError as error:
