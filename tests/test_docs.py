@@ -37,7 +37,7 @@ def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> N
     assert [member.role for member in make_rewards(names["config"])][-1] == "judge"
     exec(own, names)
     assert isinstance(names["Redness"](), Reward)
-    exec(f"from pathlib import Path\nfrom astrolabe.rewards.server import ServerSettings\nasked = {server}", names)
+    exec(f"from pathlib import Path\nfrom astrolabe.rewards.settings import ServerSettings\nasked = {server}", names)
     assert names["asked"].server.shown == 8
     assert names["Redness"]()(torch.ones(2, 9, 3, 8, 8), ["x", "x"]).tolist() == [1.0, 1.0]
 
