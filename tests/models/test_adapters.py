@@ -184,20 +184,6 @@ def test_an_adapter_for_another_size_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out.pt").exists()
 
 
-@pytest.mark.parametrize(
-    "tensors, complaint",
-    [
-        ({"blocks.0.q.lora_A.weight": torch.zeros(2, 3)}, "A or B is missing"),
-        ({f"blocks.0.q.lora_{side}.weight": torch.zeros(2, 3) for side in "AB"}, "ranks differ"),
-        ({"blocks.0.q.weight": torch.zeros(2, 3)}, "are no LoRA weights: blocks.0.q.weight"),
-    ],
-)
-def test_what_is_no_adapter_is_refused(tensors: dict[str, Tensor], complaint: str, tmp_path: Path) -> None:
-    save_file(tensors, tmp_path / "lora.safetensors")
-    with pytest.raises(UserError, match=complaint):
-        read_adapter(tmp_path / "lora.safetensors")
-
-
 def test_a_peft_folder_that_is_not_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a PEFT folder"):
         read_adapter(tmp_path)

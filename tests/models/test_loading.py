@@ -246,7 +246,7 @@ def test_no_bytes_are_read_as_tensors_or_end_in_another_error(
 
 
 def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pt")  # type: ignore[no-untyped-call]
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pt")
     with pytest.raises(UserError, match="a TorchScript program, which would be run: refused"):
         open_tensors(tmp_path / "model.pt")
 
@@ -266,11 +266,12 @@ def write_shards(folder: Path, kind: str) -> dict[str, Tensor]:
     """The network in two shards with their index; gives its tensors."""
     whole = weights()
     names = sorted(whole)
-    parts, listed = (names[::2], names[1::2]), {}
-    for number, part in enumerate(parts):
+    listed: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2])):
         file = f"model-{number}.{kind}"
         tensors = {name: whole[name] for name in part}
-        _ = save_file(tensors, folder / file) if kind == "safetensors" else torch.save(tensors, folder / file)
+        write: Any = save_file if kind == "safetensors" else torch.save
+        write(tensors, folder / file)
         listed |= dict.fromkeys(part, file)
     (folder / f"model.{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": listed}))
     return whole

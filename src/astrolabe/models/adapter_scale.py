@@ -58,11 +58,9 @@ class Strength:
                 raise UserError(f"{self.source}: has no number as lora_alpha; write there what it was trained with")
             return float(rank)
         said = _matching(self.ranks, names, self.rank)
-        if said is not None and float(said) != rank:
-            raise UserError(
-                f"{self.source}: says rank {float(said):g}, but {names[0]} has {rank}; its alpha may be another's"
-            )
-        return float(alpha)
+        if said is not None and said != rank:
+            raise UserError(f"{self.source}: says rank {said:g}, but {names[0]} has {rank}; its alpha may be another's")
+        return alpha
 
     def check_patterns(self, names: Sequence[str]) -> None:
         """UserError when a pattern is for no layer of ``names``."""
@@ -79,7 +77,8 @@ def _fits(pattern: str, name: str) -> bool:
 
 
 def _matching(patterns: Mapping[str, Any], names: Sequence[str], otherwise: float | None) -> float | None:
-    return next((value for key, value in patterns.items() if any(_fits(key, name) for name in names)), otherwise)
+    fitting = (float(value) for key, value in patterns.items() if any(_fits(key, name) for name in names))
+    return next(fitting, otherwise)
 
 
 def read_strength(said: Mapping[str, Any], source: Path | str, owed: bool = False) -> Strength:
@@ -95,9 +94,9 @@ def read_strength(said: Mapping[str, Any], source: Path | str, owed: bool = Fals
         if leaf in ("layer_replication", "modules_to_save") and value:
             raise UserError(f"{source}: {leaf} is not supported; {ADVICE}")
         kind = "alpha" if leaf in ALPHA else "rank" if leaf in RANK else None
-        if leaf in patterns and value:
+        if leaf in patterns:
             patterns[leaf] |= value if _is_pattern(value) else {}
-            unknown += [] if _is_pattern(value) else [f"{name}={value}"]
+            unknown += [f"{name}={value}"] if value and not _is_pattern(value) else []
         elif kind and (number := _number(value)) is not None:
             numbers[kind].add(number)
         elif (kind == "alpha" and value not in (None, "", "None")) or (not kind and _speaks_of_alpha(leaf, value)):
