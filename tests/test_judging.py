@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_reward_sees_only_the_frames_that_it_asks_for(rates: Path, monkeypatch
         name = "seen"
         shape: tuple[int, ...] = ()
 
-        def __call__(self, video: Video, prompts: list[str]) -> torch.Tensor:
+        def __call__(self, video: Video, prompts: Sequence[str]) -> torch.Tensor:
             self.shape = tuple(video.shape)
             return video.mean((1, 2, 3, 4))
 

@@ -10,7 +10,7 @@ from importlib import import_module
 from astrolabe import __version__
 from astrolabe.commands import COMMANDS
 from astrolabe.runtime.arguments import INTERRUPTED, Parser
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import UserError, remark
 from astrolabe.runtime.interrupts import Interrupted
 
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the terminal cannot show is written as an escape, not an error
             stream.reconfigure(errors="backslashreplace")
+    remark.cache_clear()
     try:
         run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:  # whoever read the output has enough

@@ -22,16 +22,17 @@ from astrolabe.models.adapters import read_adapter
 from astrolabe.models.lora import freeze_onto
 from astrolabe.models.opening import embed
 from astrolabe.models.settings import ReleasedSettings
+from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.policies import Policies
 from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.runs.adapter import adapter_of
 from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import UserError, remark, within
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
 from astrolabe.runtime.progress import progress, silence
-from astrolabe.runtime.video import Mp4Writer, read_last_frames
+from astrolabe.runtime.video import Mp4Writer, frame_rate, read_last_frames
 from astrolabe.shapes.settings import CLIP_FRAMES, FPS
 from astrolabe.types import Latents, TextEmbeddings, Video
 
@@ -44,7 +45,7 @@ class Job:
     """What is to be made. ``seconds`` or ``frames`` (latent) say how long; with neither, the script, or one clip.
 
     ``start``: an image, or a video whose end is gone on from; it is the beginning of every video, and counts in its
-    length. ``batch`` videos are made side by side.
+    length. ``batch`` videos are made side by side. ``places`` says where each script stands, for messages.
     """
 
     scripts: Sequence[Script]
@@ -57,6 +58,7 @@ class Job:
     batch: int = 1
     latents: bool = False
     start: Path | None = None
+    places: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ def generate(job: Job) -> Iterator[Path]:
     own = adapter_of(job.adapter) if job.adapter else None
     # What is made says which adapter made it, even if its run has gone on since.
     job = replace(job, model=on_own_device(job.model), adapter=Path(str(own)) if own else job.adapter)
-    generator, policies = open_generator(job)
-    takes = takes_of(job, generator)[rank::world]
+    takes = takes_of(job, job.model.stream)[rank::world]
+    if job.start:
+        check_start(job.start)
     lines = job.out / (f"videos.rank{rank}.jsonl" if world > 1 else "videos.jsonl")
     check_free([lines, *(file for take in takes for file in files_of(job, take))], job.out)
+    generator, policies = open_generator(job)
     text = {prompt: generator.encode_text([prompt]) for prompt in prompts_of([take.script for take in takes])}
     given = read_start(job.start, generator) if job.start else None
     if given is not None and any(take.frames[0] <= given.shape[1] for take in takes):
@@ -104,7 +108,7 @@ def generate(job: Job) -> Iterator[Path]:
         )
     job.out.mkdir(parents=True, exist_ok=True)
     with (
-        lines.open("a", encoding="utf-8") as file,
+        lines.open("a", encoding="utf-8", errors="backslashreplace") as file,
         graceful_interrupt("chunk") as interrupt,
         policies.using("learner") if policies else nullcontext(),
     ):
@@ -138,9 +142,8 @@ def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
     return generator, None
 
 
-def takes_of(job: Job, generator: WanGenerator) -> list[Take]:
+def takes_of(job: Job, stream: StreamConfig) -> list[Take]:
     """Every video with the lengths of its shots; UserError when a length cannot be had."""
-    stream = generator.stream
     takes = []
     for number, script in enumerate(job.scripts):
         written = [shot.seconds for shot in script]
@@ -154,7 +157,8 @@ def takes_of(job: Job, generator: WanGenerator) -> list[Take]:
         else:
             clip = CLIP_FRAMES if not isinstance(job.model, ReleasedSettings) else TRAINED_FRAMES
             total = (4 * clip - 3) / FPS
-        takes.append(Take(number, script, plan(script, total, FPS, stream.chunk_frames)))
+        with within(job.places[number]) if job.places else nullcontext():
+            takes.append(Take(number, script, plan(script, total, FPS, stream.chunk_frames)))
     longest, settings = max(sum(take.frames) for take in takes), job.model
     endless = stream.window_frames is None and stream.rebuild_frames is None
     if isinstance(settings, ReleasedSettings) and endless and longest > TRAINED_FRAMES:
@@ -181,17 +185,27 @@ def check_free(files: Sequence[Path], out: Path) -> None:
         raise UserError(f"{taken[0]} exists{more}; name a new folder with --out")
 
 
+def check_start(path: Path) -> None:
+    """UserError for a beginning that cannot be read; of a video at another rate it is said how it is seen."""
+    rate = frame_rate(path)
+    if rate and abs(rate - FPS) > 0.01 * FPS:
+        remark(f"{path} comes at {rate:g} frames a second: seen at {FPS}, each frame at its time")
+
+
 def read_start(path: Path, generator: WanGenerator) -> Latents:
-    """The end of a video in whole chunks, or an image that stands still for one, as clean latents [1, f, c, h, w]."""
+    """The end of a video, in its own time, in whole chunks, or an image that stands still for one, as clean
+    latents [1, f, c, h, w]."""
     stream, codec = generator.stream, generator.codec
     assert isinstance(codec, Encoder)
     most = (stream.window_frames or TRAINED_FRAMES) // stream.chunk_frames * stream.chunk_frames
     _, rows, columns = generator.latent_shape
-    video = read_last_frames(path, 4 * most - 3, 8 * rows, 8 * columns)
+    video = read_last_frames(path, 4 * most - 3, 8 * rows, 8 * columns, float(FPS))
     latent_frames = (len(video) + 3) // 4 // stream.chunk_frames * stream.chunk_frames
     if len(video) > 1 and not latent_frames:
         least = 4 * stream.chunk_frames - 3
-        raise UserError(f"{path}: has {len(video)} frames; a chunk is {least}. Name a longer video, or an image")
+        raise UserError(
+            f"{path}: has {len(video)} frames at {FPS} a second; a chunk is {least}. Name a longer video, or an image"
+        )
     video = video.expand(4 * stream.chunk_frames - 3, -1, -1, -1) if len(video) == 1 else video[3 - 4 * latent_frames :]
     return codec.encode(video[None].to(generator.device))
 

@@ -136,6 +136,21 @@ def test_a_video_goes_on_from_an_image_and_from_a_video(files: Path, tmp_path: P
     assert latents(tmp_path / "video").shape[0] == 9
 
 
+def test_a_video_of_another_rate_goes_in_in_its_own_time(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {}
+    for rate in (16, 60):
+        shades = torch.arange(2 * rate)[:, None, None, None] / (2 * rate)
+        write_mp4(tmp_path / f"{rate}.mp4", shades.expand(2 * rate, 3, 32, 48), rate)
+        start = str(tmp_path / f"{rate}.mp4")
+        make(tmp_path / f"{rate}", files, "--prompt", "a cat", "--frames", "9", "--start", start)
+        ends[rate] = latents(tmp_path / f"{rate}")[:6]
+    torch.testing.assert_close(ends[60], ends[16], rtol=0, atol=0.1 * float(ends[16].std()))
+    said = capsys.readouterr().err
+    assert "60.mp4 comes at 60 frames a second: seen at 16" in said and "16.mp4 comes" not in said
+
+
 @pytest.fixture(scope="module")
 def trained(files: Path) -> Path:
     """A run of one step on the tiny Self-Forcing."""

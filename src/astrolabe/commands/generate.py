@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
-from astrolabe.runtime.errors import UserError
+from astrolabe.data.prompts import read_entries
+from astrolabe.data.scripts import DAY, Script, check_length, parse_script, read_script
+from astrolabe.runtime.errors import UserError, within
 from astrolabe.runtime.progress import progress
+from astrolabe.shapes.settings import FPS
 
 FIELDS = True
 
@@ -34,18 +37,38 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """What is to be made, from the command line's words; then a line for every video."""
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: at least one video at a time")
+    check_numbers(args)
+    asked = list(asked_for(args))
     model = chosen_model(args.model, args.adapter, rest)
     with progress("starting"):
-        from astrolabe.data.prompts import read_prompts
-        from astrolabe.data.scripts import parse_script, read_script
         from astrolabe.generate import Job, generate
 
-    if args.script:
-        scripts = [read_script(path) for path in args.script]
-    else:
-        scripts = [parse_script(text) for text in args.prompt or read_prompts(args.prompts)]
+    places, scripts = zip(*asked, strict=True)
     for path in generate(Job(scripts, model, args.out, args.adapter, args.seconds, args.frames, args.seed, args.batch,
-                             args.latents, args.start)):  # fmt: skip
+                             args.latents, args.start, places)):  # fmt: skip
         print(path)
+
+
+def check_numbers(args: Namespace) -> None:
+    """UserError for lengths and counts that no model could make."""
+    if args.batch < 1:
+        raise UserError(f"--batch {args.batch}: at least one video at a time")
+    if args.seed < 0:
+        raise UserError(f"--seed {args.seed}: a seed is a whole number from 0 on; the same one makes the same videos")
+    if args.seconds is not None:
+        check_length(args.seconds, f"--seconds {args.seconds:g}")
+    most = int(DAY * FPS) // 4
+    if args.frames is not None and not 1 <= args.frames <= most:
+        raise UserError(f"--frames {args.frames}: latent frames must be above zero, and {most} (a day) at most")
+
+
+def asked_for(args: Namespace) -> Iterator[tuple[str, Script]]:
+    """Every script, and the place where it stands."""
+    for path in args.script or ():
+        yield str(path), read_script(path)
+    for entry in read_entries(args.prompts) if args.prompts else ():
+        yield entry.place, parse_script(entry.text)
+    for number, text in enumerate(args.prompt or (), 1):
+        place = f"--prompt {number}" if len(args.prompt) > 1 else "--prompt"
+        with within(place):
+            yield place, parse_script(text)

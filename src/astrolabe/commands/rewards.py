@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from astrolabe.rewards.settings import MEASURES, MODELS, ORACLES
+from astrolabe.shapes.settings import FPS
 
 CHUNK = 3  # latent frames at a time, as most released models make them
 
@@ -38,6 +39,8 @@ def arguments(parser: ArgumentParser) -> None:
     comparing.add_argument("--out", type=Path, default=Path("correlation.html"), help="the drawing")
     for action in (scoring, comparing):
         action.add_argument("--cache", type=Path, help="a file that keeps scores, so that none is computed twice")
+        action.add_argument("--fps", type=float, default=float(FPS), help="frames a second at which videos are seen, "
+                            f"whatever their own rate (default: {FPS}, as models make them)")  # fmt: skip
         action.add_argument("--chunk-frames", type=int, default=CHUNK, help="latent frames that the videos' model made "
                             f"at a time, for pixel_seamlessness (default: {CHUNK})")  # fmt: skip
 
@@ -61,7 +64,9 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     else:
         from astrolabe.judging import correlate, draw
 
-        found = correlate(args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache, args.chunk_frames)
+        found = correlate(
+            args.rewards[0], args.rewards[1], args.videos, args.prompt, args.cache, args.chunk_frames, args.fps
+        )
         draw(found, args.out)
         for refused in found.refused:
             print(f"left out: {refused}", file=sys.stderr)
@@ -87,15 +92,11 @@ def listed() -> Iterator[str]:
 
 def command_score(args: Namespace) -> None:
     """``astrolabe rewards score``: exit code 1 when a file could not be judged."""
-    from astrolabe.judging import score_files, videos_in
+    from astrolabe.judging import files_and_prompts, score_files
 
-    paths: list[Path] = []
-    prompts: list[str] = []
-    for place in args.videos:
-        found, asked = videos_in(place, args.prompt) if place.is_dir() else ([place], [args.prompt or ""])
-        paths, prompts = paths + found, prompts + asked
+    paths, prompts = files_and_prompts(args.videos, args.prompt)
     failed = 0
-    for one in score_files(args.reward, paths, prompts, args.cache, args.chunk_frames):
+    for one in score_files(args.reward, paths, prompts, args.cache, args.chunk_frames, args.fps):
         failed += one.score is None
         print(f"{one.path}: {one.refusal}" if one.score is None else f"{one.score:.6g}  {one.path}")
     if failed:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from astrolabe.data.foreign import what_it_is
 from astrolabe.data.scripts import escaped, parse_script, prompts_of, script_line
 from astrolabe.data.tables import Record, records_of
-from astrolabe.runtime.errors import UserError, remark
-from astrolabe.runtime.random import rng_for
+from astrolabe.runtime.errors import UserError, remark, within
 
 LONGEST = 4096  # characters of one prompt: beyond that a file is hardly a prompt list
 COMMENT = re.compile(r"#+(\s.*)?$")
@@ -46,15 +43,12 @@ def read_entries(path: Path | str) -> list[Entry]:
     path = Path(path)
     text = read_text(path)
     lines = re.split("\r\n|\r|\n", text)
-    try:
+    with within(str(path)):
         records = records_of(path.suffix.lower(), lines, text)
-        plain = records is None
         entries = plain_lines(path, lines) if records is None else from_records(path, records)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     if not entries:
         raise UserError(f"{path} has no prompts; expected one prompt a line, or a table that has some")
-    if plain:
+    if records is None:
         remark_comments(path, lines)
     return entries
 
@@ -115,10 +109,8 @@ def from_records(path: Path, records: Iterable[Record]) -> list[Entry]:
 
 def entry_of(path: Path, place: str, text: str) -> Entry:
     """The entry of a prompt or one-line script; UserError with its place if it is none."""
-    try:
+    with within(place):
         parse_script(text)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from None
     return Entry(text, f"{path}: {place}")
 
 
@@ -154,19 +146,19 @@ class PromptList:
         entries = read_entries(path)
         return cls([entry.text for entry in entries], count, seed, {entry.text: entry.place for entry in entries})
 
-    @contextmanager
-    def at(self, line: str) -> Iterator[None]:
+    def at(self, line: str) -> AbstractContextManager[None]:
         """A UserError within says where the line stands."""
-        try:
-            yield
-        except UserError as error:
-            raise UserError(f"{self.places.get(line, repr(line))}: {error}") from None
+        return within(self.places.get(line, repr(line)))
 
     def batch(self, number: int) -> tuple[str, ...]:
         """The ``count`` prompts of a batch: resuming needs no state."""
         return tuple(self._at(number * self.count + i) for i in range(self.count))
 
     def _at(self, position: int) -> str:
+        import torch  # only here: a file of prompts is read, or refused, without waiting for it
+
+        from astrolabe.runtime.random import rng_for
+
         lap, place = divmod(position, len(self.prompts))
         order = torch.randperm(len(self.prompts), generator=rng_for(self.seed, lap, "prompts"))
         return self.prompts[int(order[place])]

@@ -26,7 +26,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.errors import UserError, within
 
 Enter = Literal["switch", "cut"]
 FIELDS = ("prompt", "seconds", "enter")
@@ -151,10 +151,10 @@ def read_script(path: Path | str) -> Script:
         seconds = fields.get("seconds")
         if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, int | float)):
             raise UserError(f"{path}: shot {number} lasts {seconds!r}; expected a number of seconds")
-        try:
-            shots.append(Shot(fields["prompt"], seconds and float(seconds), fields.get("enter", "switch")))
-        except (UserError, OverflowError) as error:
-            raise UserError(f"{path}: {error}") from None
+        with within(f"{path}: shot {number}"):
+            if isinstance(seconds, int):
+                seconds = float(min(max(seconds, -1), round(DAY) + 1))  # some whole numbers are too large for a float
+            shots.append(Shot(fields["prompt"], seconds, fields.get("enter", "switch")))
     return tuple(shots)
 
 

@@ -67,6 +67,6 @@ def fingerprint(frames: Iterable[Pixels]) -> str:
     """What tells frames [y, x, 3] from others, as bytes of [t, 3, y, x] and their shape; they are not held."""
     digest, shape, count = hashlib.sha256(), (0, 0), 0
     for frame in frames:
-        digest.update(np.ascontiguousarray(frame.transpose(2, 0, 1)))
+        digest.update(frame.transpose(2, 0, 1).tobytes())
         shape, count = frame.shape[:2], count + 1
     return f"{digest.hexdigest()} {[1, count, 3, *shape]}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 
@@ -14,6 +15,15 @@ class UserError(Exception):
 
 class NotPermitted(UserError):
     """The file is there, as far as anybody can tell, but the system does not let this user read it."""
+
+
+@contextmanager
+def within(place: str) -> Iterator[None]:
+    """A UserError in this block is one of ``place``, a file and a line of it, say."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"{place}: {error}") from None
 
 
 def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
