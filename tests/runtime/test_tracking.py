@@ -117,7 +117,7 @@ def test_a_gif_has_every_frame_at_its_time() -> None:
 
     video = torch.arange(4, dtype=torch.uint8).mul(60)[:, None, None, None].expand(4, 3, 6, 6).contiguous()
     with Image.open(io.BytesIO(gif_bytes(video, 16))) as gif:
-        assert gif.n_frames == 4 and gif.info["duration"] == 60
+        assert getattr(gif, "n_frames", 1) == 4 and gif.info["duration"] == 60
 
 
 @pytest.mark.parametrize(("count", "columns", "shape"), [(1, 6, (1, 1)), (4, 6, (1, 4)), (7, 3, (3, 3))])
