@@ -184,3 +184,11 @@ def test_an_import_that_nobody_would_install_is_found():
     fine = "import math\nimport torch\nimport yaml\nif TYPE_CHECKING:\n    import jaxtyping\n"
     fine += "try:\n    import wandb\nexcept ImportError:\n    pass\n"
     assert undeclared(fine, path, {"torch", "pyyaml"}) == []
+
+
+def test_the_map_shows_every_room_at_its_rank() -> None:
+    table = re.findall(r"^\| (\d+) \| (`.*?) \|", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = {room: int(rank) for rank, rooms in table for room in re.findall(r"`(\w+)(?:\.py|/)`", rooms)}
+    assert shown == {room: rank for room, rank in RANKS.items() if room != "__main__"}
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nsrc/astrolabe/\n")[2].partition("```")[0]
+    assert not [room for room in shown if not re.search(rf"\b{room}(\.py|/)", tree)]
