@@ -34,10 +34,10 @@ def opening_of(cfg: TrainConfig) -> Opening:
 
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
-    opening = opening_of(cfg)
+    wanted = in_order(cfg.rewards)
     return [
-        Member(opening.reward(settings), settings.weight, settings.role, settings.span, settings.frames)
-        for settings in in_order(cfg.rewards)
+        Member(reward, settings.weight, settings.role, settings.span, settings.frames)
+        for reward, settings in zip(opening_of(cfg).rewards(wanted), wanted, strict=True)
     ]
 
 

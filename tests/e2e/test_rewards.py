@@ -188,3 +188,25 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bytes(
     parts = training.train(cfg, tmp_path / "parts")
     one, other = (load_tensors(folder / "adapter.safetensors")[0] for folder in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("body", "rule", "said"),
+    [
+        ("torch.full((len(video),), 1e3) + 1e-4 * torch.rand(len(video))", "range", "scores are alike"),
+        ("torch.ones(len(video)) + 1e-9 * video.mean((1, 2, 3, 4)).double()", "range", "scores are alike"),
+        ("video.mean((1, 2, 3, 4)) / (len(video) > 1 or 1 / 0)", "judges each", "division by zero (mine.py, line 5)"),
+        ("video @ prompts", "scores", "TypeError: unsupported operand type(s) for @: 'Tensor' and 'list' (mine.py, l"),
+    ],
+)
+def test_a_reward_that_would_teach_nothing_or_fail_later_is_found_by_checking(
+    body: str, rule: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "a, b=c" / "mine.py"
+    own.parent.mkdir()
+    head = "import torch\nclass Mine:\n    name = 'mine'\n    def __call__(self, video, prompts):\n"
+    own.write_text(f"{head}        return {body}\n", encoding="utf-8")
+    with pytest.raises(SystemExit) as stop:
+        main(["rewards", "check", f"{own}:Mine"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 1 and f"NO {rule}" in out and said in out

@@ -316,7 +316,7 @@ def test_a_file_that_is_kept_from_us_is_not_called_absent(tmp_path: Path, monkey
 
     monkeypatch.setattr(Path, "open", refuse)
     for look in (lambda: look_at(RewardSettings(name=spec)), lambda: load_custom(spec)):
-        with pytest.raises(UserError, match=r"mine\.py cannot be read: Permission denied"):
+        with pytest.raises(UserError, match=r"mine\.py: permission denied"):
             look()
     with pytest.raises(UserError, match="cannot be written: Permission denied"):
         write_template("Redness", tmp_path / "redness.py")

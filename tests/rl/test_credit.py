@@ -77,3 +77,20 @@ def test_what_differs_between_groups_alone_contributes_nothing_nor_does_a_gap_sp
         shares = contributions(found, (1.0, 1.0), combine, 6)  # type: ignore[arg-type]
         torch.testing.assert_close(shares, torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
         found[row, 0] = torch.nan
+
+
+@given(st.floats(-1e6, 1e6, width=32), st.sampled_from(COMBINE), st.sampled_from(STD))
+def test_what_rounding_makes_of_one_number_teaches_nothing(level: float, combine: str, std: str) -> None:
+    one = torch.tensor(level)
+    two = torch.nextafter(one, torch.tensor(torch.inf))
+    for column in (torch.stack([one, two, one, one, two, two, one, two]), torch.linspace(0, 1e-9, 8)):
+        summed = combine_rewards(column[:, None], (1.0,), combine)  # type: ignore[arg-type]
+        assert not group_advantages(summed, 4, std).any()  # type: ignore[arg-type]
+        assert not contributions(column[:, None], (1.0,), combine, 4).any()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("combine", COMBINE)
+def test_a_difference_that_is_small_beside_its_level_counts(combine: str) -> None:
+    scores = 1000.0 + torch.arange(8.0)[:, None] / 100
+    summed = combine_rewards(scores, (1.0,), combine)  # type: ignore[arg-type]
+    assert group_advantages(summed, 4, "step").abs().min() > 0.1

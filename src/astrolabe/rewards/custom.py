@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 from astrolabe.rewards.base import Reward, UncertainReward
 from astrolabe.runtime.errors import UserError, nearest
+from astrolabe.runtime.files import place, refusal
 from astrolabe.runtime.settings import Plain, arms, expected, shown
 from astrolabe.types import Video
 
@@ -47,17 +47,17 @@ def load_custom(spec: str, args: Mapping[str, Plain] | None = None) -> Reward:
     This runs the user's code: call it only for what the user named, never for what a file brought. UserError when
     there is no such class, when it does not take these arguments, when it cannot be made, or when it is no reward.
     """
-    place, _, name = spec.rpartition(":")
-    if not place or not name.isidentifier():
+    origin, _, name = spec.rpartition(":")
+    if not origin or not name.isidentifier():
         raise UserError(f"reward {spec!r}: expected path/to/file.py:Class or package.module:Class")
     path = spec_file(spec)
     if path is not None:
         check_readable(spec, path)
-    module = guarded(spec, lambda: from_file(path) if path is not None else importlib.import_module(place))
+    module = guarded(spec, lambda: from_file(path) if path is not None else importlib.import_module(origin))
     kind = getattr(module, name, None)
     if not inspect.isclass(kind):
         there = ", ".join(n for n, value in vars(module).items() if inspect.isclass(value)) or "no class at all"
-        raise UserError(f"reward {spec!r}: {place} has no class {name}; it has {there}")
+        raise UserError(f"reward {spec!r}: {origin} has no class {name}; it has {there}")
     given = fitted(spec, kind, args or {})
     reward = guarded(spec, lambda: kind(**given))
     guarded(spec, lambda: check_signature(spec, reward))
@@ -85,8 +85,8 @@ class DoubtingOwn(Own):
 
 def spec_file(spec: str) -> Path | None:
     """The file that a spec names, if it names one; ``~`` is the user's home."""
-    place = Path(os.path.expanduser(spec.rpartition(":")[0]))
-    return place if place.suffix == ".py" else None
+    path = place(spec.rpartition(":")[0])
+    return path if path.suffix == ".py" else None
 
 
 def check_readable(spec: str, path: Path) -> None:
@@ -96,7 +96,7 @@ def check_readable(spec: str, path: Path) -> None:
     except FileNotFoundError:
         raise UserError(f"reward {spec!r}: no such file as {path}") from None
     except OSError as error:
-        raise UserError(f"reward {spec!r}: {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"reward {spec!r}: {refusal(path, error)}") from None
 
 
 def guarded(spec: str, make: Callable[[], Made]) -> Made:
@@ -113,8 +113,8 @@ def told(spec: str, error: BaseException) -> str:
     """An error of the user's code on one line: its kind, what it says, and the innermost line of theirs."""
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     said = " ".join(said.split())
-    place = line_of(spec, error)
-    return type(error).__name__ + (f": {said[:SAID]}" if said else "") + (f" ({place})" if place else "")
+    line = line_of(spec, error)
+    return type(error).__name__ + (f": {said[:SAID]}" if said else "") + (f" ({line})" if line else "")
 
 
 def line_of(spec: str, error: BaseException) -> str:

@@ -28,6 +28,7 @@ from astrolabe.rewards.frames import evenly, to_pictures
 from astrolabe.rewards.replies import Failed, Reply, error_text, passes, read_reply, score_of
 from astrolabe.rewards.settings import ServerSettings
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import place, refusal
 from astrolabe.types import PerSample, Video
 
 BYTES, BYTES_A_TOKEN = 2**17, 64  # that a reply may have, and for each token that it may have
@@ -83,10 +84,10 @@ class ServerReward:
 
     def _ask(self, asked: dict[str, Any]) -> Reply:
         """One request."""
-        place, limit = f"{self.settings.url.rstrip('/')}/chat/completions", self.settings.timeout
+        url, limit = f"{self.settings.url.rstrip('/')}/chat/completions", self.settings.timeout
         end = time.monotonic() + limit
         try:
-            with requests.post(place, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
+            with requests.post(url, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
                 body = received(reply, end, BYTES + BYTES_A_TOKEN * self.settings.max_tokens)
         except requests.RequestException as error:
             passing = isinstance(error, PASSING) and not isinstance(error, requests.exceptions.SSLError)
@@ -102,9 +103,9 @@ class ServerReward:
 def read(path: Path, what: str) -> str:
     """A text file; UserError when it cannot be read, or is empty."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
+        text = place(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"server: {what} {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"server: {what} {refusal(path, error)}") from None
     except UnicodeDecodeError:
         raise UserError(f"server: {what} {path} cannot be read: it is not UTF-8 text") from None
     if not text.strip():

@@ -14,7 +14,13 @@ from torch import Tensor
 from astrolabe.rl.settings import Combine, Std
 from astrolabe.types import PerSample
 
-TINY = 1e-6
+TINY, ROUNDINGS = 1e-6, 4.0  # what is no difference: so much, or so many roundings of the largest number
+
+
+def indistinct(values: Tensor, dim: int, keepdim: bool = False) -> Tensor:
+    """Up to which spread along ``dim`` values count as the same: rounding alone makes them differ by that."""
+    largest = values.nan_to_num(nan=0.0).abs().amax(dim, keepdim)
+    return (ROUNDINGS * torch.finfo(values.dtype).eps * largest).clamp(min=TINY)
 
 
 def weighted(values: Float[Tensor, "b m"], weights: Sequence[float], combine: Combine) -> Float[Tensor, "b m"]:
@@ -24,7 +30,8 @@ def weighted(values: Float[Tensor, "b m"], weights: Sequence[float], combine: Co
     if combine == "normalize_then_sum":
         centred = values - values.nanmean(0)
         std = centred.square().nanmean(0).sqrt()
-        values = torch.where((std > TINY) | values.isnan(), centred / std.clamp(min=TINY), torch.zeros_like(values))
+        differs = (std > indistinct(values, 0)) | values.isnan()
+        values = torch.where(differs, centred / std.clamp(min=TINY), torch.zeros_like(values))
     return values * torch.tensor(weights, dtype=values.dtype, device=values.device)
 
 
@@ -36,7 +43,7 @@ def combine_rewards(values: Float[Tensor, "b m"], weights: Sequence[float], comb
 def group_advantages(rewards: PerSample, group_size: int, std: Std) -> PerSample:
     """Reward minus the group's mean, over the std of the whole step (paper, Table S1), of the group, or over nothing.
 
-    A group whose rewards are all equal gets zeros.
+    A group whose rewards are all equal, but for rounding, gets zeros.
     """
     groups = rewards.view(-1, group_size)
     centred = groups - groups.nanmean(1, keepdim=True)
@@ -45,7 +52,8 @@ def group_advantages(rewards: PerSample, group_size: int, std: Std) -> PerSample
     elif std == "group":
         centred = centred / centred.square().nanmean(1, keepdim=True).sqrt().clamp(min=TINY)
     spread = groups.nan_to_num(nan=-torch.inf).amax(1) - groups.nan_to_num(nan=torch.inf).amin(1)
-    return torch.where((spread <= TINY)[:, None], torch.zeros_like(centred), centred).nan_to_num(nan=0.0).flatten()
+    same = spread <= indistinct(groups, 1)
+    return torch.where(same[:, None], torch.zeros_like(centred), centred).nan_to_num(nan=0.0).flatten()
 
 
 def contributions(
@@ -57,8 +65,10 @@ def contributions(
     """
     added = weighted(values, weights, combine).view(-1, group_size, len(weights))
     centred = (added - added.nanmean(1, keepdim=True)).nan_to_num(nan=0.0).flatten(0, 1)
-    shares = (centred * centred.sum(1, keepdim=True)).sum(0)
-    return shares / shares.sum() if shares.sum() > TINY**2 else torch.zeros_like(shares)
+    whole = centred.sum(1, keepdim=True)
+    shares = (centred * whole).sum(0)
+    noise = indistinct(added.flatten(0, 1), 0).sum()
+    return shares / shares.sum() if whole.abs().max() > noise else torch.zeros_like(shares)
 
 
 def optimality(advantages: PerSample, a_max: float) -> PerSample:
