@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,10 +32,15 @@ from astrolabe.models.wan.vae import check_vae
 from astrolabe.models.wan.weights import plan_transformer
 from astrolabe.rewards.opening import look_at
 from astrolabe.rewards.settings import MODELS
+from astrolabe.runs.disk import check_disk, checkpoint_bytes
 from astrolabe.runs.folder import RunFolder
+from astrolabe.runs.opening import check_init
 from astrolabe.runtime.device import check_device, default_dtype, memory, torch_dtype
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN
+from astrolabe.runtime.files import held, nearest_folder, size
+from astrolabe.runtime.tracking import summary_writer
+from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN, ShapesSettings
+from astrolabe.shapes.text import TextEncoder
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
 ROOM = 2**30  # bytes of disk for metrics, samples and the report
@@ -42,20 +48,26 @@ ROOM = 2**30  # bytes of disk for metrics, samples and the report
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the examination; ``remedy`` says what to do when it is not well."""
+    """One line of the examination; ``remedy`` says what to do when it is not well. What ``warns`` is well for now."""
 
     name: str
     well: bool
     said: str
     remedy: str = ""
+    warns: bool = False
 
 
-def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
-    """The machine, and for a configuration everything that training needs before its first step. Downloads nothing."""
+def examine(cfg: TrainConfig | None, out: Path, untrusted: str = "") -> Iterator[Finding]:
+    """The machine, and for a configuration everything that training needs before its first step. Downloads nothing.
+
+    ``untrusted``: why training would not trust the configuration.
+    """
     yield from machine(out)
     if cfg is None:
         return
     settings = cfg.model
+    if untrusted:
+        yield Finding("trust", False, untrusted)
     yield attempt("device", lambda: device_of(cfg))
     for reward in cfg.rewards:
         remedy = DOWNLOAD if reward.name in MODELS else ""
@@ -63,7 +75,14 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
     yield attempt("guards", lambda: ", ".join(rule.watch for rule in make_watch(cfg).settings.guards) or "none")
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
+    yield attempt("reward workers", lambda: pool(cfg))
+    if cfg.tensorboard:
+        yield attempt("TensorBoard", lambda: summary_writer().__name__)
+    if cfg.init:
+        yield attempt("begins from", lambda: first_adapter(cfg))
     stream, wan = STREAM, WAN
+    if isinstance(settings, ShapesSettings) and prompts.well:
+        yield attempt("prompt texts", lambda: words(cfg))
     if isinstance(settings, ReleasedSettings):
         files = Files(settings, download=False)
         plan = cache(lambda: plan_transformer(files.transformer(), files.containers))
@@ -78,7 +97,7 @@ def examine(cfg: TrainConfig | None, out: Path) -> Iterator[Finding]:
             yield attempt("text cache", lambda: coverage(cfg, settings, wan))
     yield attempt("clip", lambda: clip(cfg, stream, prompts.well))
     yield room(cfg, wan)
-    yield disk_needed(cfg, wan, out)
+    yield from disk_needed(cfg, wan, out)
     yield attempt("output", lambda: writable(cfg, out))
 
 
@@ -128,14 +147,17 @@ def clip(cfg: TrainConfig, stream: StreamConfig, prompts: bool) -> str:
     return f"{len(chunks)} chunks of {stream.chunk_frames} latent frames, {len(levels)} levels"
 
 
-def disk_needed(cfg: TrainConfig, wan: WanConfig, out: Path) -> Finding:
-    """Whether the checkpoints fit: two are kept while a third is written, each with three slots and two moments."""
-    needed = 3 * 5 * 4 * lora_parameters(wan, cfg.lora.rank) + ROOM
+def disk_needed(cfg: TrainConfig, wan: WanConfig, out: Path) -> Iterator[Finding]:
+    """Whether the checkpoints fit, with some room for metrics, samples and the report; and whether ten would, if more
+    were to be kept."""
     place = nearest_folder(out)
-    free = shutil.disk_usage(place).free
-    return Finding(
-        "disk needed", free > needed, f"{size(needed)} at {place}", f"{size(free)} are free; name another --out"
-    )
+    free, ten = shutil.disk_usage(place).free, 10 * checkpoint_bytes(cfg, wan) + ROOM
+    yield attempt("disk needed", lambda: check_disk(cfg, wan, RunFolder(out)))
+    if free < ROOM:
+        yield Finding("disk for the rest", False, f"{size(free)} at {place}", f"{size(ROOM)} should be free")
+    if free < ten:
+        said = f"ten checkpoints, and room for the rest, would take {size(ten)}: {size(free)} are free at {place}"
+        yield Finding("more disk", True, said, warns=True)
 
 
 def coverage(cfg: TrainConfig, settings: ReleasedSettings, wan: WanConfig) -> str:
@@ -179,34 +201,48 @@ def parameters(wan: WanConfig) -> int:
 
 
 def writable(cfg: TrainConfig, out: Path) -> str:
-    """Where the run would go; UserError when it cannot."""
-    if RunFolder(out).holds_another(resolved(cfg)):
-        raise UserError(f"{out} holds a run with another configuration; name a new folder with --out")
-    if out.exists() and not RunFolder(out).config_file.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no run; name a new or empty folder with --out")
-    place = nearest_folder(out)
+    """Where the run would go, and whether it is one that goes on; UserError when it cannot."""
+    folder, place = RunFolder(out), nearest_folder(out)
+    found = folder.examine(resolved(cfg))
+    if held(out):
+        raise UserError(f"{out}: another process is working in this run; wait for it, or name another folder")
     if not os.access(place, os.W_OK):
         raise UserError(f"{place} cannot be written to; name another folder with --out")
-    return str(out)
+    if not folder.exists:
+        return str(out)
+    if folder.already_done(resolved(cfg)):
+        return f"{out}, a run that is already done"
+    changed = f" with {'; '.join(map(str, found))}" if found else ""
+    return f"{out}, a run that goes on from step {folder.done} of {cfg.steps}{changed}"
 
 
-def nearest_folder(path: Path) -> Path:
-    """The folder itself, or the nearest above it that exists."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
+def pool(cfg: TrainConfig) -> str:
+    """Where rewards are computed; UserError when a library for that is missing."""
+    if cfg.pool.backend == "ray":
+        alone = any(reward.worker.packages for reward in cfg.rewards)
+        for name in ("ray", *(["virtualenv"] if alone else [])):
+            if find_spec(name) is None:
+                raise UserError(f"pool.backend=ray needs {name}: pip install 'astrolabe-rl[ray]'")
+    return cfg.pool.backend
+
+
+def words(cfg: TrainConfig) -> str:
+    """That the text encoder of the embedded model takes every prompt; UserError names one that it does not."""
+    texts = make_prompts(cfg).texts
+    TextEncoder().check(texts)
+    return f"{len(texts)} different texts"
+
+
+def first_adapter(cfg: TrainConfig) -> str:
+    """What the policies begin from; UserError when that is absent or of another size."""
+    check_init(cfg)
+    return cfg.init
 
 
 def device_of(cfg: TrainConfig) -> str:
     """Where the base computes, and in what; UserError when it cannot."""
     check_device(cfg.model.place)
     return f"{cfg.model.place}, {str(torch_dtype(cfg.model.dtype, cfg.model.place)).removeprefix('torch.')}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
 
 
 def show_findings(findings: Iterable[Finding]) -> None:
@@ -217,7 +253,8 @@ def show_findings(findings: Iterable[Finding]) -> None:
         said = escape(finding.said)
         if finding.remedy and not finding.well:
             said += f"\n[yellow]-> {escape(finding.remedy)}"
-        table.add_row("[green]ok" if finding.well else "[red]NO", finding.name, said)
+        mark = "[red]NO" if not finding.well else "[yellow]--" if finding.warns else "[green]ok"
+        table.add_row(mark, finding.name, said)
     Console().print(table)
     if ill:
         print(f"{ill} thing{'s' * (ill > 1)} to mend")

@@ -23,6 +23,7 @@ from astrolabe.rl.policies import SLOTS, Policies
 from astrolabe.rl.update import learning_rate, make_optimizer, update
 from astrolabe.rollout.shown import Shown, kept_group
 from astrolabe.rollout.window import Windows
+from astrolabe.runs.disk import check_disk
 from astrolabe.runs.folder import ADAPTER, BEST, RunFolder
 from astrolabe.runs.history import Origin, record
 from astrolabe.runs.opening import base_fingerprint, check_init, initial, make_policies, save_adapter
@@ -266,6 +267,7 @@ def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
         watch = make_watch(cfg, suite)
         generator = cfg.model.open()
         generator.check_prompts(prompts.texts)
+        check_disk(cfg, generator.transformer.config, folder)
         generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
         policies = make_policies(cfg, generator)
         optimizer = make_optimizer(policies, cfg.optimizer)

@@ -23,6 +23,16 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     if args.recipe is None and rest:
         raise UserError(f"unexpected argument {rest[0]!r}: a recipe comes before its fields")
     cfg = configured(args, rest) if args.recipe else None
+    untrusted = why_untrusted(args, rest) if args.recipe else ""
     from astrolabe.doctor import examine, show_findings
 
-    show_findings(examine(cfg, args.out or default_out(args.recipe or "demo")))
+    show_findings(examine(cfg, args.out or default_out(args.recipe or "demo"), untrusted))
+
+
+def why_untrusted(args: Namespace, rest: Sequence[str]) -> str:
+    """What training would say of a configuration that is well but for what it asks to be trusted with; mostly empty."""
+    try:
+        configured(args, rest, runs=True)
+    except UserError as error:
+        return str(error)
+    return ""

@@ -130,3 +130,16 @@ def _lock(folder: Path) -> Iterator[IO[str]]:
         path.touch()
     with path.open() as lock:
         yield lock
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that exists."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

@@ -90,7 +90,7 @@ class TensorBoardLog:
     def show(self, step: int, name: str, videos: Tensor, fps: int, said: str = "") -> None:
         """Videos [n, t, 3, y, x] (uint8) side by side, with a text. TensorBoard plays a GIF where an image is meant;
         its own ``add_video`` makes one too, with a library that is not needed otherwise."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard.summary import Summary
 
         from astrolabe.runtime.video import gif_bytes, side_by_side
 
