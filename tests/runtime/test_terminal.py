@@ -116,6 +116,13 @@ def test_what_is_not_counted_has_a_moving_bar(monkeypatch: pytest.MonkeyPatch):
     assert "1m 10s" in row and len(bar_in(row)) == 15
 
 
+def test_without_colour_a_bar_shows_what_is_left_by_other_signs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = io.StringIO()
+    Console(width=80, force_terminal=True, file=out).print(Group(*picture(course_of(FIVE), [], 79, 12)))
+    assert "  ...............  left 0s" in out.getvalue() and "  ###............  12 of 48" in out.getvalue()
+
+
 def test_on_a_terminal_the_display_is_a_bar_and_its_last_state_stays(watched: Terminal):
     with training_display(20, stream=watched) as display:
         display.phase("rollout", 1, 2)

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -156,12 +157,29 @@ def line(
     grid = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
     cells: list[RenderableType] = [Text(name, no_wrap=True, overflow="crop")]
     if bar:
-        cells.append(ProgressBar(total=1.0, completed=share or 0.0, width=bar, pulse=share is None))
+        cells.append(Gauge(share, bar))
     cells += [Text(part, no_wrap=True, overflow="crop") for part in kept]
     for _ in cells:
         grid.add_column(no_wrap=True)
     grid.add_row(*cells)
     return grid
+
+
+class Gauge:
+    """A bar of ``width`` columns that shows a ``share``: in colour, or without it by two signs."""
+
+    def __init__(self, share: float | None, width: int) -> None:
+        self.share, self.width = share, width
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(self.width, self.width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        share = self.share or 0.0
+        if console.no_color or console.color_system is None:
+            yield Text(f"{'#' * int(share * self.width):.<{self.width}}")
+        else:
+            yield ProgressBar(total=1.0, completed=share, width=self.width, pulse=self.share is None)
 
 
 def shortened(text: str, width: int) -> str:
