@@ -193,3 +193,13 @@ def test_a_screen_of_bars_is_drawn_for_the_size_of_the_moment(watched: Terminal,
         bars.draw()
         rows = Text.from_ansi(watched.getvalue()).plain.splitlines()
     assert rows and all(cell_len(row) < 40 for row in rows)
+
+
+def test_work_within_a_step_has_a_row_below_its_phase_when_it_takes_a_while(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(monkeypatch)
+    course, task = course_of(FIVE), Task("prompt 3 of 8, 6 candidates", 7, "chunks", 2)
+    clock.sleep(2)
+    assert drawn(course, [task], 80, 12)[2:] == []
+    clock.sleep(2)
+    (row,) = drawn(course, [task], 80, 12)[2:]
+    assert row.startswith("  prompt 3 of 8, 6 candidates  ━") and "2 of 7 chunks  left 10s" in row

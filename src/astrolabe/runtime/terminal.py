@@ -24,7 +24,8 @@ from astrolabe.runtime.progress import Screen, Task, duration
 BAR = (8, 40)  # columns of a bar: a fifth of the terminal, within these
 SHORTEST = 4  # of a bar that says anything
 NARROW = 60  # columns below which a table has no room, nor anything that only looks well
-PATIENCE = 0.5  # seconds that work may take before it is worth a bar
+PATIENCE = 0.5  # seconds that work may take before it is worth a bar,
+WITHIN = 3.0  # and within a step of training, where bars that come and go would move the table
 GAP = 2  # columns between the parts of a line
 AROUND = 4  # rows of the terminal that a table leaves to what was printed before
 
@@ -114,11 +115,12 @@ def picture(course: Course | None, tasks: Sequence[Task], width: int, height: in
         if (phase := course.phase) is not None:
             yield inside(course, phase, width)
             rows -= 1
+    patience, indent = (PATIENCE, "") if course is None else (WITHIN, "  ")
     for task in tasks:
-        if task.seconds() > PATIENCE and rows > 0:
+        if task.seconds() > patience and rows > 0:
             left = task.left()
             time = duration(task.seconds()) if left is None else f"left {duration(left)}"
-            yield line(task.name, task.share, [task.amount, time, task.note], width)
+            yield line(f"{indent}{task.name}", task.share, [task.amount, time, task.note], width)
             rows -= 1
     if course is not None and width + 1 >= NARROW and rows > len(course.names()) > HEADLINE:
         yield numbers(course, width)
