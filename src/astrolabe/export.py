@@ -29,6 +29,8 @@ def export(source: Path, form: Format, out: Path, model: ModelSettings | None, d
         raise UserError(f"{out} exists; name a new {'folder' if form == 'peft' else 'file'} with --out")
     if model is not None and form != "merged":
         raise UserError(f"--model is what a merged checkpoint is made from; leave it out for --format {form}")
+    if form == "merged":
+        adapter_files.check_suffix(out, *adapter_files.MERGED)  # before gigabytes are fetched for it
     adapter, name = load(source)
     check_finite(adapter, str(source))
     adapter_files.check_layers(adapter, str(source))
@@ -47,7 +49,7 @@ def export(source: Path, form: Format, out: Path, model: ModelSettings | None, d
         files = Files(settings)
         layout = recognise(files.transformer(), files.containers)
         error = adapter_files.write_merged(layout, adapter, out, kept)
-        note = f"{out} ({layout})"
+        note = f"{out}, from {layout.file.path.name} ({layout})"
         if error > WORTH_A_WORD:
             note += (
                 f"\nrounding errs by {error:.0%} of the size of the change; --dtype float32 keeps it, in a larger file"

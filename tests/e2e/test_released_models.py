@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,73 @@ def test_training_needs_no_text_encoder_and_its_adapter_generates_alike_in_every
     main(["export", str(trained), "--format", "merged", "--out", str(tmp_path / "merged.pt")])
     make(tmp_path / "by-merged", files, *words, f"--model.weights={tmp_path / 'merged.pt'}")
     torch.testing.assert_close(latents(tmp_path / "by-merged"), latents(run), rtol=0, atol=1e-4)
+
+
+def foreign(path: Path, stem: str, header: dict[str, str], alpha: float | None = None) -> Path:
+    """The tiny adapter as another program would keep it, of rank 4."""
+    tensors = {}
+    for name, value in tiny_release.lora_weights().items():
+        layer, _, side = name.removeprefix("base_model.model.model.").partition(".lora_")
+        named = stem + (layer.replace(".", "_") if stem.endswith("_") else layer)
+        tensors[f"{named}.lora_{side}"] = value
+        tensors |= {f"{named}.alpha": torch.tensor(alpha)} if alpha else {}
+    save_file(tensors, path, header)
+    return path
+
+
+def test_an_adapter_acts_alike_wherever_its_alpha_stands_and_whoever_named_it(files: Path, tmp_path: Path) -> None:
+    words = ["--prompt", "a cat runs", "--frames", "3"]
+    header = {"lora_adapter_metadata": json.dumps({"transformer.r": 4, "transformer.lora_alpha": 2.0})}
+    make(tmp_path / "bare", files, *words)
+    made = []
+    for stem, said, alpha in (("diffusion_model.", {}, 2.0), ("transformer.", header, None), ("lora_unet_", {}, 2.0)):
+        path = foreign(tmp_path / f"{stem}.safetensors", stem, said, alpha)
+        make(tmp_path / stem, files, *words, "--adapter", str(path))
+        made.append(latents(tmp_path / stem))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert not torch.allclose(made[0], latents(tmp_path / "bare"), atol=1e-3)
+
+
+def test_an_export_is_what_its_name_and_its_options_say(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = foreign(tmp_path / "musubi.safetensors", "lora_unet_", {}, 2.0)
+    model = ["--model", "self-forcing", *tiny_release.arguments(files, "self-forcing")]
+    main(["export", str(adapter), *model, "--format", "merged", "--out", str(tmp_path / "merged.safetensors")])
+    main(["export", str(adapter), *model, "--format", "merged", "--out", str(tmp_path / "merged.pt")])
+    one, two = load_transformer(tmp_path / "merged.safetensors"), load_transformer(tmp_path / "merged.pt")
+    assert load_file(tmp_path / "merged.safetensors").keys() and zipfile.is_zipfile(tmp_path / "merged.pt")
+    assert all(torch.equal(value, two.state_dict()[name]) for name, value in one.state_dict().items())
+    half = ["--format", "comfyui", "--dtype", "bfloat16", "--out", str(tmp_path / "half.safetensors")]
+    main(["export", str(adapter), *half])
+    kept = load_file(tmp_path / "half.safetensors")
+    assert {str(kept[name].dtype) for name in kept if "lora" in name} == {"torch.bfloat16"}
+    assert "diffusion_model.blocks.0.self_attn.q.lora_A.weight" in kept
+    for words, said in (
+        (["--format", "merged", *model, "--out", str(tmp_path / "x.gguf")], "should end in .safetensors or .pt"),
+        (["--format", "diffusers", "--out", str(tmp_path / "x.pt")], "should end in .safetensors"),
+        (
+            ["--format", "comfyui", *model, "--out", str(tmp_path / "x.safetensors")],
+            "leave it out for --format comfyui",
+        ),
+    ):
+        assert said in fails(["export", str(adapter), *words], capsys)
+    assert not list(tmp_path.glob("x.*"))
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("page.pt", b"<!DOCTYPE html><title>Sign in</title>", "a web page ('Sign in')"),
+    ("pointer.safetensors", b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "git lfs pull"),
+    ("empty.pt", b"", "empty (0 bytes)"),
+])  # fmt: skip
+def test_weights_that_are_none_are_called_what_they_are(
+    name: str, content: bytes, said: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    words = ["generate", "--model", "self-forcing", *tiny_release.arguments(files, "self-forcing"), "--prompt", "a cat",
+             "--out", str(tmp_path / "out")]  # fmt: skip
+    assert said in fails([*words, f"--model.weights={tmp_path / name}"], capsys)
+    assert said in fails([*words, f"--adapter={tmp_path / name}"], capsys)
 
 
 def test_a_run_on_a_released_model_has_a_report_but_no_oracles(
@@ -404,7 +472,7 @@ def test_a_video_for_a_full_disk_is_one_line_and_never_looks_whole(files: Path, 
 
 @pytest.mark.parametrize("form", ["comfyui", "merged"])
 def test_an_export_to_a_full_disk_leaves_nothing(form: str, trained: Path, tmp_path: Path) -> None:
-    out = tmp_path / "new" / form
+    out = tmp_path / "new" / f"{form}.safetensors"
     assert str(out) in on_a_full_disk("export", str(trained), "--format", form, "--out", str(out))
     assert list(out.parent.iterdir()) == []
 

@@ -19,7 +19,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", type=Path, help=ADAPTER_HELP)
     parser.add_argument("--format", choices=FORMATS, default="peft", help="layout (default: peft)")
     parser.add_argument("--model", help="what a merged checkpoint is made from (default: the run's model)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of a merged checkpoint (default: as it was)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of what is written (default: as it was)")
     parser.add_argument("--out", type=Path, required=True, help="folder (peft) or file")
 
 

@@ -27,6 +27,7 @@ from astrolabe.runtime.progress import progress
 from astrolabe.runtime.strict import few
 
 ZIPS = (".pt", ".pth", ".ckpt", ".bin")  # what names the zips of torch.save
+MERGED = (".safetensors", *ZIPS)
 
 
 def check_layers(adapter: Adapter, source: str) -> None:
@@ -46,7 +47,7 @@ def write_peft(adapter: Adapter, folder: Path, base: str, dtype: torch.dtype | N
 
     UserError when the layers do not share one rank and scale.
     """
-    if folder.suffix.lower() in (".safetensors", *ZIPS):
+    if folder.suffix.lower() in MERGED:
         raise UserError(f"{folder}: peft is a folder; name it without {folder.suffix}, or choose another format")
     kinds = {(pair.a.shape[0], pair.scale) for pair in adapter.values()}
     if len(kinds) != 1:
@@ -98,7 +99,7 @@ def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtyp
     the source's. ``dtype`` None keeps the source's precision. Gives the error of that rounding over the size of the
     change: nothing for float32; near one where a small change of bfloat16 weights was rounded away.
     """
-    check_suffix(path, ".safetensors", *ZIPS)
+    check_suffix(path, *MERGED)
     entries = layout.entries
     matrices = [name for name in entries if name.endswith(".weight") and len(entries[name].shape) == 2]
     fits(adapter, {name.removesuffix(".weight"): entries[name].shape for name in matrices}, "the adapter")

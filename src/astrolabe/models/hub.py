@@ -37,6 +37,12 @@ def find_file(source: str, repository: str, file: str, fetch: bool = True, shard
     raise UserError(f"{source}: no such file or folder{_seen_from(path)}, and not a hub id (hf:owner/name){hint}")
 
 
+def beside(source: str) -> str:
+    """Where files are looked for that belong to one that was named: its folder; else what was named itself."""
+    path = place(source)
+    return str(path.parent) if source and exists(path) and path.is_file() else source
+
+
 def _inside(folder: Path, file: str, shards: bool) -> Path:
     for candidate in (folder / file, folder / Path(file).name):
         if exists(candidate) and candidate.is_file():

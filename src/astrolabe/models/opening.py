@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from astrolabe.models.adapters import read_adapter
-from astrolabe.models.hub import find_file
+from astrolabe.models.hub import beside, find_file
 from astrolabe.models.lora import freeze_onto
 from astrolabe.models.released import (
     BESIDE_TOKENIZER,
@@ -63,9 +63,7 @@ class Files:
                 raise UserError(f"model.adapter={named}: no such file or folder; `none` leaves the adapter out")
             return place(named)
         assert self.model.lora is not None
-        weights = place(self.settings.weights)
-        beside = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
-        return find_file(beside, self.model.repository, self.model.lora, self.download)
+        return find_file(beside(self.settings.weights), self.model.repository, self.model.lora, self.download)
 
     def vae(self) -> Path:
         """Wan's VAE."""

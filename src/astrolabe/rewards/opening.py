@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, CLIPConfig
 
-from astrolabe.models.hub import find_file
+from astrolabe.models.hub import beside, find_file
 from astrolabe.rewards import clip, hpsv3, videoalign
 from astrolabe.rewards.base import Reward
 from astrolabe.rewards.custom import check_readable, load_custom, spec_file
@@ -20,7 +20,6 @@ from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, Reward
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
 from astrolabe.runtime.device import check_device
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import place
 from astrolabe.runtime.tensorfile import open_tensors
 from astrolabe.runtime.wrapped import tensors_of
 
@@ -74,11 +73,9 @@ class RewardFiles:
 
     def beside(self) -> Path:
         """The configuration beside the checkpoint, or of the base."""
-        weights = place(self.settings.weights)
         if self.name == "aesthetic":
             return self._find(self.settings.base, self.released.base, self.released.config)
-        source = str(weights.parent) if self.settings.weights and weights.is_file() else self.settings.weights
-        return self._find(source, self.released.repository, self.released.config)
+        return self._find(beside(self.settings.weights), self.released.repository, self.released.config)
 
     def base_weights(self) -> Path:
         """The CLIP beneath the aesthetic predictor."""

@@ -122,7 +122,7 @@ def open_tensors(path: Path | str) -> TensorFile:
     Raises UserError for what is missing, truncated, of another kind, or would need code to be run: it says what it is.
     """
     path = place(path)
-    if path.is_dir():
+    if exists(path) and path.is_dir():
         path = index_in(path)
     if path.name.endswith(INDEX):
         return _join(path)
