@@ -110,9 +110,11 @@ class Screen:
     ) -> None:
         _screens.remove(self)
         self._words.put(None)
-        if self._thread is not None:
-            self._thread.join()
-        self.close()
+        try:
+            if self._thread is not None:
+                self._thread.join()
+        finally:
+            self.close()  # also when an interrupt insists: the terminal gets its cursor back
 
     def announce(self, text: str) -> None:
         """``say``, from a signal handler: the thread says it, for the handler may have interrupted a print."""
