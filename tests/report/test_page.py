@@ -52,7 +52,7 @@ def make_run(path: Path) -> RunFolder:
     for step in range(STEPS):
         log.write(step, {
             "reward/shape_fit": 0.5 + 0.1 * step, "group_std/shape_fit": 0.1, "loss": 0.02, "grad_norm": float("nan"),
-            "drift_behavior": 0.001, "useful_samples": 1.0, "seconds/rollout": 2.0, "seconds/update": 3.0,
+            "old_gap": 0.001, "useful_samples": 1.0, "seconds/rollout": 2.0, "seconds/update": 3.0,
         })  # fmt: skip
     (path / "samples").mkdir()
     for step in (0, STEPS - 1):

@@ -6,15 +6,11 @@ from hypothesis import strategies as st
 
 from astrolabe.runtime.random import rng_for
 
-CASES = st.tuples(
-    st.integers(0, 2**63), st.integers(0, 10**6), st.sampled_from(["rollout", "update", "eval"]), st.integers(0, 64)
-)
+CASES = st.tuples(st.integers(0, 2**63), st.integers(0, 10**6), st.sampled_from(["rollout", "update", "eval"]))
 
 
 @given(CASES, CASES)
-def test_equal_arguments_give_equal_numbers_and_others_do_not(
-    a: tuple[int, int, str, int], b: tuple[int, int, str, int]
-):
+def test_equal_arguments_give_equal_numbers_and_others_do_not(a: tuple[int, int, str], b: tuple[int, int, str]):
     first, second = (torch.rand(4, generator=rng_for(*case)) for case in (a, b))
     assert torch.equal(first, torch.rand(4, generator=rng_for(*a)))
     assert torch.equal(first, second) == (a == b)

@@ -156,7 +156,7 @@ def training_charts(records: Records) -> list[Chart]:
         ({"lr": "learning rate"} if guarded else {}, "Learning rate", "Guards may have slowed it."),
         ({"loss": "loss"}, "Loss", "No measure of quality: the model makes its own data, and they move with it."),
         ({"grad_norm": "gradient norm"}, "Gradient norm", "Before clipping."),
-        ({"drift_behavior": "from the behavior policy", "drift_reference": "anchored ones from the reference"}, "Drift",
+        ({"old_gap": "from the behavior policy", "drift_reference": "anchored ones from the reference"}, "Drift",
          "Mean squared difference between what the learner predicts and what the behavior policy (which makes the "
          "videos) and the reference do."),
     )  # fmt: skip

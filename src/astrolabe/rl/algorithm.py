@@ -46,7 +46,7 @@ class Part(NamedTuple):
     anchored samples that of learner and reference, with gradient."""
 
     loss: PerSample
-    drift_behavior: PerSample
+    old_gap: PerSample
     drift_reference: PerSample | None
 
 

@@ -25,7 +25,7 @@ from astrolabe.types import Latents, Sigmas, Stretch, TextEmbeddings
 class PromptText:
     """Text keys and values of one prompt under each policy: computed once, whatever is forwarded with them.
 
-    The learner's are held as leaves that gather gradients; ``backward`` passes these on to the adapter, once.
+    The learner's are held as leaves that gather gradients; ``backward`` passes these on to the adapter.
     """
 
     def __init__(self, generator: Generator, policies: Policies, text: TextEmbeddings):
@@ -44,11 +44,13 @@ class PromptText:
             return self.generator.condition(self.text)
 
     def backward(self) -> None:
-        """Pass on what the leaves have gathered; afterwards the learner's text is used up."""
+        """Pass on what the leaves have gathered since the last time."""
         pairs = zip(trees.tree_leaves(self.made), trees.tree_leaves(self.learner), strict=True)
-        used = [(made, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
+        used = [(made, leaf, leaf.grad) for made, leaf in pairs if leaf.grad is not None]
+        for _, leaf, _ in used:
+            leaf.grad = None
         if used:
-            torch.autograd.backward([made for made, _ in used], [gradient for _, gradient in used])
+            torch.autograd.backward([made for made, _, _ in used], [more for _, _, more in used], retain_graph=True)
 
 
 class Forward:

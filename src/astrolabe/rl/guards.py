@@ -44,23 +44,27 @@ class Meter:
     """What the pixels of clips say, mean over their frames, footage by footage as it comes."""
 
     def __init__(self, chunk_frames: int):
-        self.chunk_frames, self.frames = chunk_frames, 0
-        self.totals = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0)
+        self.chunk_frames = chunk_frames
+        self.parts: list[tuple[int, int, dict[str, float]]] = []  # of each footage: its first row, its frames, its sums
 
     def see(self, part: Footage) -> None:
         """Measure some candidates; the end of a clip under another prompt may be too short to move."""
         if not part.clip or part.frames.shape[1] < 3:
             return
+        sums = dict.fromkeys([*PIXELS, "boundary_jump"], 0.0)
         for frames in part.frames.split(AT_ONCE):
             video = to_video(frames)
-            self.frames += video.shape[0] * video.shape[1]
             for name, measure in PIXELS.items():
-                self.totals[name] += video.shape[1] * measure(video).sum().item()
-            self.totals["boundary_jump"] += video.shape[1] * boundary_jump(video, self.chunk_frames).sum().item()
+                sums[name] += video.shape[1] * measure(video).sum().item()
+            sums["boundary_jump"] += video.shape[1] * boundary_jump(video, self.chunk_frames).sum().item()
+        self.parts.append((int(part.rows[0]), part.frames.shape[0] * part.frames.shape[1], sums))
 
     def means(self) -> dict[str, float]:
-        """Every measure over all that was seen."""
-        return {name: total / self.frames if self.frames else math.nan for name, total in self.totals.items()}
+        """Every measure over all that was seen, added up in the order of the rows, whatever was seen first."""
+        parts = sorted(self.parts, key=lambda part: part[0])
+        frames = sum(count for _, count, _ in parts)
+        names = [*PIXELS, "boundary_jump"]
+        return {name: sum(sums[name] for *_, sums in parts) / frames if frames else math.nan for name in names}
 
 
 def compared(own: tuple[Meter, Rollout], base: tuple[Meter, Rollout]) -> tuple[dict[str, float], dict[str, float]]:

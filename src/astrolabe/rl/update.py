@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.settings import OptimizerSettings
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.world import World
 from astrolabe.types import Experience, Metrics, Stretch, Trajectory
 
 
@@ -42,64 +44,184 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def update(
     generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience,
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, lr: float, rng: torch.Generator,
+    world: World | None = None, reach: Callable[[int, int], None] = lambda done, total: None,
 ) -> Metrics:  # fmt: skip
     """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each, and
     hold the anchored ones near the reference.
 
     Samples that neither have an advantage nor are anchored are never forwarded. A group stays in one mini-batch, where
-    its advantages sum to about zero. An anchored sample weighs the same in whichever mini-batch it is.
+    its advantages sum to about zero. An anchored sample weighs the same in whichever mini-batch it is. The processes of
+    a ``world`` share the micro-batches, and all take the same step. ``reach`` is told how many of all are done.
     """
+    world = world or World()
     for group in optimizer.param_groups:
         group["lr"] = lr
-    rollout, strength, anchored = experience.rollout, experience.advantages.abs(), experience.anchored
-    seeds = torch.randint(2**62, strength.shape, generator=rng)
+    rollout, anchored = experience.rollout, experience.anchored
+    seeds = torch.randint(2**62, anchored.shape, generator=rng)
     if algorithm.settings.common_noise:
         seeds = seeds[:: rollout.group_size].repeat_interleave(rollout.group_size)
-    used = torch.zeros_like(strength, dtype=torch.bool)
-    used[strength.topk(math.ceil(settings.share * len(strength))).indices] = True
-    used &= strength > 0
+    used = chosen(experience.advantages.abs(), settings.share)
     dealt = torch.randperm(len(rollout.prompts), generator=rng).chunk(settings.minibatches)
-    pull = algorithm.regulariser.settings.strength * len(dealt) / max(int(anchored.sum()), 1)
-    collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "drift_behavior": [], "drift_reference": []}
+    lesson = Lesson(generator, policies, algorithm, experience, settings, used, seeds, len(dealt))
+    batches = [list(lesson.units(groups.tolist())) for groups in dealt]
+    collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "old_gap": [], "drift_reference": []}
+    total, done = sum(map(len, batches)), 0
     policies.compare()
-    for groups in dealt:
-        optimizer.zero_grad(set_to_none=True)
-        losses, drifts, distances = torch.zeros(3, len(strength)).unbind()
-        batch = len(groups) * rollout.group_size
-        for stretch in (stretch for group in groups for stretch in rollout.stretches if stretch.group == group):
-            text: PromptText | None = None
-            for rows in micro_batches(stretch, rollout.group_size, used, anchored, settings.micro_batch):
-                text = text or PromptText(generator, policies, stretch.text)
-                share = (stretch.end - stretch.first) / rollout.latents.shape[1]
-                for part in parts_of(generator, policies, algorithm, experience, stretch, text, rows, seeds,
-                                     settings.chunks):  # fmt: skip
-                    counted = used[rows].to(part.loss)
-                    total = share * (part.loss * counted).sum() / batch
-                    if part.drift_reference is not None:
-                        total = total + share * pull * part.drift_reference.sum()
-                        distances[rows] += share * part.drift_reference.detach().cpu().float()
-                    total.backward()
-                    losses[rows] += share * part.loss.detach().cpu().float()
-                    drifts[rows] += share * part.drift_behavior.cpu().float()
-            if text is not None:
-                text.backward()
-        own = torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
-        if not bool((own & (used | anchored)).any()):
+    for groups, units in zip(dealt, batches, strict=True):
+        if not units:
             continue
+        optimizer.zero_grad(set_to_none=True)
+        losses, gaps, distances = torch.zeros(3, len(used)).unbind()
+        gradient = Sum(list(policies.trainable().values()), world.size > 1 or generator.device.type == "cpu")
+        batch = MiniBatch(lesson, len(groups) * rollout.group_size, gradient)
+        for unit, learned in zip(units, world.shared(units, batch.learn, [u.cost for u in units]), strict=True):
+            losses[unit.rows] += learned.losses
+            gaps[unit.rows] += learned.gaps
+            distances[unit.rows] += learned.distances
+            gradient.add(learned.gradient)
+            done += 1
+            reach(done, total)
+        own = torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
         collected["loss"].extend(losses[own & used].tolist())
-        collected["drift_behavior"].extend(drifts[own & used].tolist())
+        collected["old_gap"].extend(gaps[own & used].tolist())
         collected["drift_reference"].extend(distances[own & anchored].tolist())
-        collected["grad_norm"].append(clip_gradients(list(policies.trainable().values()), settings.max_grad_norm))
+        collected["grad_norm"].append(clip_gradients(gradient.whole(), settings.max_grad_norm))
         optimizer.step()
         policies.alike = False
     return {name: sum(values) / len(values) for name, values in collected.items() if values}
 
 
+def chosen(strength: Tensor, share: float) -> Tensor:
+    """The samples that are trained on: the ``share`` of the largest strengths, unless they are nothing."""
+    used = torch.zeros_like(strength, dtype=torch.bool)
+    used[strength.topk(math.ceil(share * len(strength))).indices] = True
+    return used & (strength > 0)
+
+
+class Unit(NamedTuple):
+    """Candidates ``rows`` of one prompt over one stretch, forwarded together."""
+
+    stretch: Stretch
+    rows: Tensor
+    anchored: bool
+
+    @property
+    def cost(self) -> float:
+        """About how long it takes, by the frames that are run: anchored ones once more, under the reference."""
+        return len(self.rows) * self.stretch.end * (1.3 if self.anchored else 1.0)
+
+
+class Learned(NamedTuple):
+    """What came of a unit: its gradient, unless that was added up where it arose, and what its rows [n] say."""
+
+    gradient: list[Tensor | None] | None
+    losses: Tensor
+    gaps: Tensor
+    distances: Tensor
+
+
+class Sum:
+    """The gradient of a mini-batch: those of its units, each whole before they are added, in the order of the units.
+
+    So it is the same to the bit, whoever computed which. That takes memory for one more; on a GPU in one process units
+    are added where they arise, since there bits depend on more than the order.
+    """
+
+    def __init__(self, parameters: list[Tensor], apart: bool):
+        self.parameters, self.apart = parameters, apart
+        self.total: list[Tensor | None] | None = None
+
+    def taken(self) -> list[Tensor | None] | None:
+        """The gradient that has arisen since the last time, unless it stays where it is."""
+        if not self.apart:
+            return None
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
+            parameter.grad = None
+        return found
+
+    def add(self, gradient: list[Tensor | None] | None) -> None:
+        """One more unit."""
+        if gradient is None or self.total is None:
+            self.total = gradient
+            return
+        for place, (total, more) in enumerate(zip(self.total, gradient, strict=True)):
+            if total is None:
+                self.total[place] = more
+            elif more is not None:
+                total += more
+
+    def whole(self) -> list[Tensor]:
+        """The parameters with the sum as their gradient."""
+        if self.total is not None:
+            for parameter, total in zip(self.parameters, self.total, strict=True):
+                parameter.grad = total
+        return self.parameters
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one update learns from, cut into units. ``seeds`` and ``used`` have an entry a sample."""
+
+    generator: Generator
+    policies: Policies
+    algorithm: Algorithm[Any]
+    experience: Experience
+    settings: OptimizerSettings
+    used: Tensor
+    seeds: Tensor
+    minibatches: int
+
+    def units(self, groups: Sequence[int]) -> Iterator[Unit]:
+        """What is forwarded of some groups, in order."""
+        rollout, anchored = self.experience.rollout, self.experience.anchored
+        for stretch in (stretch for group in groups for stretch in rollout.stretches if stretch.group == group):
+            for rows in micro_batches(stretch, rollout.group_size, self.used, anchored, self.settings.micro_batch):
+                yield Unit(stretch, rows, bool(anchored[rows[0]]))
+
+
+class MiniBatch:
+    """Forward and backward of the units of one mini-batch of so many ``samples``."""
+
+    def __init__(self, lesson: Lesson, samples: int, gradient: Sum):
+        self.lesson, self.samples, self.gradient = lesson, samples, gradient
+        self.text: tuple[Stretch, PromptText] | None = None  # of the prompt in hand
+
+    def text_of(self, stretch: Stretch) -> PromptText:
+        """The text of a stretch: units of one follow one another."""
+        if self.text is None or self.text[0] is not stretch:
+            self.text = None  # before the next is made
+            self.text = stretch, PromptText(self.lesson.generator, self.lesson.policies, stretch.text)
+        return self.text[1]
+
+    def learn(self, unit: Unit) -> Learned:
+        """What comes of one unit."""
+        lesson, (stretch, rows, _) = self.lesson, unit
+        algorithm, experience = lesson.algorithm, lesson.experience
+        pull = algorithm.regulariser.settings.strength * lesson.minibatches / max(int(experience.anchored.sum()), 1)
+        share = (stretch.end - stretch.first) / experience.rollout.latents.shape[1]
+        losses, gaps, distances = torch.zeros(3, len(rows)).unbind()
+        text = self.text_of(stretch)
+        for part in parts_of(lesson.generator, lesson.policies, algorithm, experience, stretch, text, rows,
+                             lesson.seeds, lesson.settings.chunks):  # fmt: skip
+            total = share * (part.loss * lesson.used[rows].to(part.loss)).sum() / self.samples
+            if part.drift_reference is not None:
+                total = total + share * pull * part.drift_reference.sum()
+                distances += share * part.drift_reference.detach().cpu().float()
+            total.backward()
+            losses += share * part.loss.detach().cpu().float()
+            gaps += share * part.old_gap.cpu().float()
+        text.backward()
+        return Learned(self.gradient.taken(), losses, gaps, distances)
+
+
 def micro_batches(stretch: Stretch, group_size: int, used: Tensor, anchored: Tensor, size: int) -> Iterator[Tensor]:
-    """Candidates of one prompt that are forwarded at once: anchored ones apart, for they need the reference."""
+    """Candidates of one prompt that are forwarded at once, at most ``size`` and about as many each time: anchored ones
+    apart, for they need the reference."""
     own = torch.arange(stretch.group * group_size, (stretch.group + 1) * group_size)
     for rows in (own[used[own] & ~anchored[own]], own[anchored[own]]):
-        yield from (part for part in rows.split(size) if len(part))
+        if len(rows):
+            yield from rows.tensor_split(math.ceil(len(rows) / size))
 
 
 def parts_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from astrolabe.models.wan.config import StreamConfig
@@ -20,6 +21,18 @@ class RolloutSettings:
         ge=1,
         affects="rounding",
     )
+    side_by_side: int | None = setting(
+        "prompts whose candidates are made in one batch, if their scripts change at the same places; the default is "
+        "all; what is in one batch is made by one process",
+        default=None,
+        ge=1,
+        affects="rounding",
+    )
+
+    @property
+    def batches(self) -> int:
+        """The fewest batches that the prompts of a step are cut into: as many processes find work."""
+        return math.ceil(self.prompts / (self.side_by_side or self.prompts))
 
     def __post_init__(self) -> None:
         if self.micro_batch > self.group_size:
@@ -40,7 +53,7 @@ class WindowSettings:
     frames: int = setting("length of a clip", unit="latent frames", ge=1)
     start: Literal["first", "random", "choices"] = setting(
         "where the first window of a stream stands: at the beginning, anywhere, or at one of `choices`; drawn anew for "
-        "every stream, the same on every rank",
+        "every stream, the same for all prompts of a step",
         default="first",
     )
     choices: tuple[int, ...] = setting("starts to choose from", unit="latent frames", default=())
@@ -112,5 +125,5 @@ class WindowSettings:
         starts = (0,) if self.start == "first" else self.choices
         if self.start == "random":
             starts = tuple(range(0, self.length - self.along + 1, chunk))
-        rng = rng_for(seed, stream, "window")  # without a rank: all wait for the one with the longest history
+        rng = rng_for(seed, stream, "window")  # one for all prompts: they go on in step
         return starts[int(torch.randint(len(starts), (), generator=rng))]

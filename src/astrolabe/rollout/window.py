@@ -11,7 +11,7 @@ Prompts may be scripts. Where the prompt changes inside a window, each candidate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
@@ -25,6 +25,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.stream import Denoised, denoise_chunk
+from astrolabe.runtime.world import World
 from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Trajectory, Video, to_frames
 
 
@@ -114,17 +115,27 @@ def blank(way: tuple[Tensor, Tensor], rows: int) -> Trajectory:
     return Trajectory(noisy, clean)
 
 
+def tracks_of(timings: Sequence[Hashable], most: int) -> Iterator[tuple[int, ...]]:
+    """Numbers of prompts that are streamed side by side: ``most`` at most, and of one timing."""
+    for timing in dict.fromkeys(timings):
+        alike = [group for group, other in enumerate(timings) if other == timing]
+        yield from (tuple(alike[first : first + most]) for first in range(0, len(alike), most))
+
+
 class Windows:
     """The streams of a batch of prompts, and the windows along them.
 
     ``whole``: some reward judges the video so far, so its pixels are kept; ``trajectory``: so is the sampler's way.
+    The processes of a ``world`` share the work and all have every stream: each track is taken further by one of them,
+    each micro-batch of candidates is made, and shown, by one of them.
     """
 
     def __init__(
         self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int,
-        whole: bool = False, trajectory: bool = False,
+        whole: bool = False, trajectory: bool = False, world: World | None = None,
     ):  # fmt: skip
         self.generator, self.rollout, self.window, self.fps = generator, rollout, window, fps
+        self.world = world or World()
         self.whole, self.trajectory = whole or window.credit > 0, trajectory
         self.prompts: tuple[str, ...] = ()
         self.tracks: list[Track] = []
@@ -137,11 +148,23 @@ class Windows:
     def begin(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int, start: int = 0) -> None:
         """New streams, as far as ``start`` latent frames, under the policy in force."""
         self.open(prompts, scripts, seed)
-        for track in self.tracks:
+
+        def stream(track: Track) -> None:
             for piece in track.pieces(start):
                 track.enter(piece.shot)
                 for _ in range(piece.first, piece.end, self.generator.stream.chunk_frames):
                     track.show(track.stream.step().video, self.whole)
+
+        if start:
+            self._each(stream)
+
+    def _each(self, move: Callable[[Track], None]) -> None:
+        """Let every track go on, in one process; the others take over what became of it."""
+        own = self.world.own([len(track.groups) for track in self.tracks])
+        for number in own:
+            move(self.tracks[number])
+        for parts in self.world.others(lambda: self.tensors(own)):
+            self.restore(parts)
 
     def open(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int) -> None:
         """New streams without a frame; UserError when a script does not fit the length of the video."""
@@ -149,8 +172,8 @@ class Windows:
         seconds = (4 * self.window.length - 3) / self.fps
         timings = [(plan(script, seconds, self.fps, chunk), tuple(shot.enter for shot in script)) for script in scripts]
         self.tracks = []
-        for timing in dict.fromkeys(timings):
-            groups = tuple(group for group, other in enumerate(timings) if other == timing)
+        for groups in tracks_of(timings, self.rollout.side_by_side or len(timings)):
+            timing = timings[groups[0]]
             own = tuple(scripts[group] for group in groups)
             texts = [self.generator.encode_text([script[shot].prompt for script in own]) for shot in range(len(own[0]))]
             stream = VideoStream(self.generator, texts[0], PlacedNoise(seed, groups))
@@ -167,34 +190,45 @@ class Windows:
         keeps all. The noise of candidate j of prompt i belongs to (``seed``, i, j), however the work is split.
         """
         size = group_size or self.rollout.group_size
-        order: list[int] = []
+        footage: list[Footage] = []
+        for track in self.tracks:
+            track.enter(track.pieces(self.window.frames)[0].shot)
+            track.stream.renew()
+        batches = [
+            (track, [group * size + int(j) for group in track.groups for j in part])
+            for track in self.tracks
+            for part in torch.arange(size).split(self.rollout.micro_batch)
+        ]
+        make = partial(self._made, seed=seed, see=see or footage.append)
+        made = self.world.shared(batches, make, [len(rows) for _, rows in batches])
         latents_of: list[Tensor] = []
         trajectory: Trajectory | None = None
-        footage: list[Footage] = []
-        stretches: list[Stretch] = []
+        for (_, rows), clips in zip(batches, made, strict=True):
+            latents_of.append(clips.latents.to(self.generator.device))
+            if clips.way:
+                trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
+                for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
+                    kept[: len(own), rows] = own
+        order = torch.tensor([row for _, rows in batches for row in rows])
+        latents = torch.cat(latents_of)[order.argsort()]
+        return Rollout(self.prompts, size, latents, tuple(footage), tuple(self._stretches()), trajectory)
+
+    def _made(self, batch: tuple[Track, list[int]], seed: int, see: Callable[[Footage], None]) -> Clips:
+        """One micro-batch of candidates of a track, shown."""
+        track, rows = batch
+        pieces = track.pieces(self.window.frames)
+        clips, frames = self._side_by_side(track, pieces, len(rows) // len(track.groups), PlacedNoise(seed, rows))
+        self._show(track, pieces, torch.tensor(rows), frames, see)
+        return clips
+
+    def _stretches(self) -> Iterator[Stretch]:
+        """What there is to learn from the window, prompt by prompt within a track."""
         for track in self.tracks:
-            pieces = track.pieces(self.window.frames)
-            track.enter(pieces[0].shot)
-            track.stream.renew()
-            for part in torch.arange(size).split(self.rollout.micro_batch):
-                numbers = [group * size + int(j) for group in track.groups for j in part]
-                clips, shown = self._side_by_side(track, pieces, len(part), PlacedNoise(seed, numbers))
-                order += numbers
-                latents_of.append(clips.latents)
-                if clips.way:
-                    trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
-                    for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
-                        kept[: len(own), numbers] = own
-                self._show(track, pieces, torch.tensor(numbers), shown, see or footage.append)
-                del shown  # before the next are made
-            for piece in pieces:
+            for piece in track.pieces(self.window.frames):
                 first = (track.stream.frames if piece.since is None else -piece.since) + piece.first
-                stretches += [
-                    Stretch(group, piece.first, piece.end, first, text[None], partial(self._past, track, place, piece))
-                    for place, (group, text) in enumerate(zip(track.groups, track.texts[piece.shot], strict=True))
-                ]
-        latents = torch.cat(latents_of)[torch.tensor(order).argsort()]
-        return Rollout(self.prompts, size, latents, tuple(footage), tuple(stretches), trajectory)
+                for place, (group, text) in enumerate(zip(track.groups, track.texts[piece.shot], strict=True)):
+                    past = partial(self._past, track, place, piece)
+                    yield Stretch(group, piece.first, piece.end, first, text[None], past)
 
     def _side_by_side(
         self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise
@@ -286,7 +320,8 @@ class Windows:
 
     def go_on(self, latents: Latents, chosen: Sequence[int]) -> None:
         """Commit candidate ``chosen[i]`` of every prompt i, under the policy in force: it becomes history."""
-        for track in self.tracks:
+
+        def commit(track: Track) -> None:
             rows = torch.tensor([group * self.rollout.group_size + chosen[group] for group in track.groups])
             clips = latents[rows.to(latents.device)]
             track.stream.renew()
@@ -294,10 +329,14 @@ class Windows:
                 track.enter(piece.shot)
                 track.show(track.stream.extend(clips[:, piece.first : piece.end]), self.whole)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that decides how the streams go on: for ``restore``, with the same prompts and seed."""
+        self._each(commit)
+
+    def tensors(self, tracks: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """All that decides how the streams go on, of some ``tracks`` or of all: for ``restore``, with the same prompts
+        and seed."""
         parts: dict[str, Tensor] = {}
-        for number, track in enumerate(self.tracks):
+        for number in range(len(self.tracks)) if tracks is None else tracks:
+            track = self.tracks[number]
             shown = {f"shown.{i}": video for i, video in enumerate(track.shown)}
             own = track.stream.tensors() | shown | {"shot": torch.tensor(track.shot)}
             parts |= {f"{number}.{name}": value for name, value in own.items()}
@@ -305,8 +344,8 @@ class Windows:
 
     def restore(self, parts: Mapping[str, Tensor]) -> None:
         """Let newly opened streams go on where ``tensors`` were taken."""
-        for number, track in enumerate(self.tracks):
-            prefix = f"{number}."
+        for number in sorted({int(name.partition(".")[0]) for name in parts}):
+            track, prefix = self.tracks[number], f"{number}."
             own = {name.removeprefix(prefix): value for name, value in parts.items() if name.startswith(prefix)}
             track.shot = int(own.pop("shot"))
             kept = [name for name in own if name.startswith("shown.")]

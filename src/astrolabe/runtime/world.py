@@ -1,0 +1,111 @@
+"""Which of several processes this one is, and how they share work: the one place that knows ranks.
+
+All processes of a world run the same program. Work is cut into numbered pieces that know nothing of processes; each
+piece is done once, by whoever has it, and everybody gets all results in the order of the pieces. So a sum over them is
+the same sum to the bit, however many processes there are. In a world of one nothing is sent, copied or held back.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Link(Protocol):
+    """How bytes reach the other processes."""
+
+    def gather(self, own: bytes) -> list[bytes]:
+        """What every process gives, in the order of their ranks, in all of them."""
+        ...
+
+    def first(self, own: bytes) -> bytes:
+        """What the first process gives, in all of them."""
+        ...
+
+
+class World:
+    """Process number ``rank`` of ``size``; by itself unless a ``link`` leads to others."""
+
+    def __init__(self, rank: int = 0, size: int = 1, link: Link | None = None):
+        if (link is None) != (size == 1) or not 0 <= rank < size:
+            raise ValueError(f"rank {rank} of {size} processes, with{'' if link else 'out'} a link")
+        self.rank, self.size, self._link = rank, size, link
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that speaks to the user and writes files."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """What every process gives, in the order of their ranks. All must ask at the same point of the program."""
+        return [value] if self._link is None else [unpacked(part) for part in self._link.gather(packed(value))]
+
+    def first(self, value: T) -> T:
+        """What the first process gives; the others give anything."""
+        return value if self._link is None else unpacked(self._link.first(packed(value) if self.leads else b""))
+
+    def others(self, make: Callable[[], T]) -> list[T]:
+        """What the other processes made; alone, nothing is made."""
+        if self._link is None:
+            return []
+        return [value for rank, value in enumerate(self.gather(make())) if rank != self.rank]
+
+    def owners(self, costs: Sequence[float]) -> list[int]:
+        """Which process does each piece of work: the most expensive first, each to whoever has least so far."""
+        loads, owners = [0.0] * self.size, [0] * len(costs)
+        for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+            owners[piece] = loads.index(min(loads))
+            loads[owners[piece]] += costs[piece]
+        return owners
+
+    def own(self, costs: Sequence[float]) -> list[int]:
+        """The pieces that are this process's, in their order."""
+        return [piece for piece, owner in enumerate(self.owners(costs)) if owner == self.rank]
+
+    def shared(self, pieces: Sequence[S], work: Callable[[S], T], costs: Sequence[float] | None = None) -> Iterator[T]:
+        """``work`` of every piece, in their order, each done by one process; alone, one at a time as they are asked
+        for. ``costs``: how long each takes, compared with the others; alike when not said."""
+        if self._link is None:
+            yield from map(work, pieces)
+            return
+        own = self.own(costs or [1.0] * len(pieces))
+        parts = self.gather({number: work(pieces[number]) for number in own})
+        done = {number: made for part in parts for number, made in part.items()}
+        yield from (done[number] for number in range(len(pieces)))
+
+
+class _Packer(pickle.Pickler):
+    """Tensors as their bytes: a plain pickle would carry the whole storage behind a view."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return NotImplemented
+        plain = value.detach().cpu().contiguous()
+        content = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
+        return _tensor, (content, plain.dtype, tuple(plain.shape))
+
+
+def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if not content:
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
+
+
+def packed(value: Any) -> bytes:
+    """A value as bytes, to the bit; tensors come back on the CPU, without gradient."""
+    buffer = io.BytesIO()
+    _Packer(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return buffer.getvalue()
+
+
+def unpacked(content: bytes) -> Any:
+    """The inverse of ``packed``. Only what a process of this very command sent may come here: a pickle can run code."""
+    return pickle.loads(content)
