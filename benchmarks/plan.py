@@ -41,7 +41,7 @@ from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.clock import Clock
 from astrolabe.runtime.config import override
 from astrolabe.shapes.settings import FPS
-from astrolabe.train import Eye
+from astrolabe.trainer import Eye
 from astrolabe.types import Experience, Scores
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result

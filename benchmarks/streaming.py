@@ -44,7 +44,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.runtime.clock import Clock
-from astrolabe.train import Eye
+from astrolabe.trainer import Eye
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak, resident

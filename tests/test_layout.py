@@ -25,7 +25,7 @@ RANKS = {
     **dict.fromkeys(["rollout", "rl"], 6),
     **dict.fromkeys(["evaluation", "experiment"], 7),
     **dict.fromkeys(["assembly"], 8),
-    **dict.fromkeys(["pretrain", "runs"], 9),
+    **dict.fromkeys(["pretrain", "runs", "trainer"], 9),
     **dict.fromkeys(["train", "generate", "evaluate", "report", "export", "doctor", "plan"], 10),
     **dict.fromkeys(["judging", "recipes"], 11),
     **dict.fromkeys(["commands"], 12),

@@ -11,7 +11,7 @@ import torch
 from astrolabe.experiment import TrainConfig
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rl.settings import RegularisationSettings
-from astrolabe.train import Trainer
+from astrolabe.trainer import Trainer
 from astrolabe.types import Experience, Rollout, Scores
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from astrolabe.data.prompts import PromptList
 from astrolabe.data.scripts import parse_script, plan, prompts_of
 from astrolabe.experiment import TrainConfig, check_doubt
@@ -63,6 +65,13 @@ def check_suite(cfg: TrainConfig, suite: Sequence[Member]) -> None:
     for member in suite:
         if member.role == "primary" and not isinstance(member.reward, UncertainReward):
             check_doubt(member.reward.name, cfg.regularisation)
+
+
+def process_count(cfg: TrainConfig) -> int:
+    """How many processes share the work of a step."""
+    if cfg.processes != "auto":
+        return cfg.processes
+    return 1 if cfg.single or not cfg.light else min(torch.get_num_threads(), cfg.rollout.batches)
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Literal, cast
 
 from astrolabe.models.released import released
 from astrolabe.models.settings import ReleasedName, ReleasedSettings
@@ -77,6 +77,12 @@ class TrainConfig:
     pool: PoolSettings = PoolSettings()
     lora: LoraSettings
     optimizer: OptimizerSettings
+    processes: Literal["auto"] | int = setting(
+        "processes of one thread each that share the work of a step on the CPU; auto: as many as torch would use "
+        "threads and find work, for the embedded model and rewards that hold no weights of their own; else one",
+        default="auto",
+        affects="nothing",
+    )
     offload: bool = setting(
         "between phases, keep in the host's memory what is idle on the device: the decoder and the reference",
         default=False,
@@ -104,11 +110,27 @@ class TrainConfig:
                 f"optimizer.micro_batch={self.optimizer.micro_batch}: a prompt has {self.rollout.group_size} "
                 f"candidates (rollout.group_size), forwarded together; choose 1 to {self.rollout.group_size}"
             )
+        if self.processes != "auto" and self.processes < 1:
+            raise UserError(f"processes={self.processes}: expected auto, or at least 1")
+        if self.processes not in ("auto", 1) and (hindrance := self.single):
+            raise UserError(f"processes={self.processes}: {hindrance}; leave it at auto, or 1")
         if self.optimizer.minibatches > self.rollout.prompts:
             raise UserError(
                 f"optimizer.minibatches={self.optimizer.minibatches}: a step has {self.rollout.prompts} groups (one a "
                 "prompt) to deal among them; choose at most that many"
             )
+
+    @property
+    def single(self) -> str:
+        """Why only one process can work on a step; empty where several can."""
+        if not self.model.place.startswith("cpu"):
+            return f"one process drives {self.model.place}"
+        return "with pool.backend=ray, the pool has the processes" if self.pool.backend == "ray" else ""
+
+    @property
+    def light(self) -> bool:
+        """Whether nothing large would be held once more by every further process, as far as one can know."""
+        return self.model.light and not any(reward.own or reward.name in MODELS for reward in self.rewards)
 
 
 def files_of(cfg: TrainConfig) -> dict[str, str]:

@@ -28,6 +28,7 @@ class ReleasedSettings:
 
     oracles: ClassVar[bool] = False  # whether the oracles of the shapes world can judge its videos
     lists: ClassVar[tuple[str, ...]] = ()  # of prompts that it brings along
+    light: ClassVar[bool] = False  # small enough to be held by several processes at once
 
     name: ReleasedName = setting("model; `astrolabe models` shows them all")
     weights: str = setting(

@@ -26,7 +26,7 @@ def shapes() -> TrainConfig:
         steps=52,
         model=ShapesSettings(),
         prompts="practice",
-        rollout=RolloutSettings(prompts=6, group_size=12, micro_batch=6),
+        rollout=RolloutSettings(prompts=6, group_size=12, micro_batch=12, side_by_side=1),
         window=WindowSettings(frames=CLIP_FRAMES),
         rewards=(
             RewardSettings(name="joint"),
@@ -85,7 +85,7 @@ def shapes_tiny() -> TrainConfig:
     return replace(
         base,
         steps=2,
-        rollout=RolloutSettings(prompts=2, group_size=2, micro_batch=2),
+        rollout=RolloutSettings(prompts=2, group_size=2, micro_batch=2, side_by_side=1),
         window=WindowSettings(frames=6),
         lora=LoraSettings(rank=4, alpha=8.0),
         optimizer=replace(base.optimizer, minibatches=1, micro_batch=2),

@@ -16,7 +16,7 @@ from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.settings import OptimizerSettings
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.world import World
+from astrolabe.runtime.world import ALONE, World
 from astrolabe.types import Experience, Metrics, Stretch, Trajectory
 
 
@@ -44,16 +44,15 @@ def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
 def update(
     generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience,
     optimizer: torch.optim.Optimizer, settings: OptimizerSettings, lr: float, rng: torch.Generator,
-    world: World | None = None, reach: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE, reach: Callable[[int, int], None] = lambda done, total: None,
 ) -> Metrics:  # fmt: skip
     """Train the learner at the rate ``lr`` on the ``share`` of the samples whose advantages are largest, once each, and
     hold the anchored ones near the reference.
 
     Samples that neither have an advantage nor are anchored are never forwarded. A group stays in one mini-batch, where
     its advantages sum to about zero. An anchored sample weighs the same in whichever mini-batch it is. The processes of
-    a ``world`` share the micro-batches, and all take the same step. ``reach`` is told how many of all are done.
+    a ``world`` share the micro-batches, and all take the same step. ``reach`` is told how many samples of all are done.
     """
-    world = world or World()
     for group in optimizer.param_groups:
         group["lr"] = lr
     rollout, anchored = experience.rollout, experience.anchored
@@ -65,7 +64,7 @@ def update(
     lesson = Lesson(generator, policies, algorithm, experience, settings, used, seeds, len(dealt))
     batches = [list(lesson.units(groups.tolist())) for groups in dealt]
     collected: dict[str, list[float]] = {"loss": [], "grad_norm": [], "old_gap": [], "drift_reference": []}
-    total, done = sum(map(len, batches)), 0
+    total, done = sum(len(unit.rows) for units in batches for unit in units), 0
     policies.compare()
     for groups, units in zip(dealt, batches, strict=True):
         if not units:
@@ -79,7 +78,7 @@ def update(
             gaps[unit.rows] += learned.gaps
             distances[unit.rows] += learned.distances
             gradient.add(learned.gradient)
-            done += 1
+            done += len(unit.rows)
             reach(done, total)
         own = torch.isin(torch.arange(len(used)) // rollout.group_size, groups)
         collected["loss"].extend(losses[own & used].tolist())

@@ -23,7 +23,7 @@ class RolloutSettings:
     )
     side_by_side: int | None = setting(
         "prompts whose candidates are made in one batch, if their scripts change at the same places; the default is "
-        "all; what is in one batch is made by one process",
+        "all; one batch is made by one process",
         default=None,
         ge=1,
         affects="rounding",
@@ -31,8 +31,9 @@ class RolloutSettings:
 
     @property
     def batches(self) -> int:
-        """The fewest batches that the prompts of a step are cut into: as many processes find work."""
-        return math.ceil(self.prompts / (self.side_by_side or self.prompts))
+        """The fewest batches that the candidates of a step are made in: as many processes find work."""
+        tracks = math.ceil(self.prompts / (self.side_by_side or self.prompts))
+        return tracks * math.ceil(self.group_size / self.micro_batch)
 
     def __post_init__(self) -> None:
         if self.micro_batch > self.group_size:

@@ -25,7 +25,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.stream import Denoised, denoise_chunk
-from astrolabe.runtime.world import World
+from astrolabe.runtime.world import ALONE, World
 from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Trajectory, Video, to_frames
 
 
@@ -132,10 +132,10 @@ class Windows:
 
     def __init__(
         self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int,
-        whole: bool = False, trajectory: bool = False, world: World | None = None,
+        whole: bool = False, trajectory: bool = False, world: World = ALONE,
     ):  # fmt: skip
         self.generator, self.rollout, self.window, self.fps = generator, rollout, window, fps
-        self.world = world or World()
+        self.world = world
         self.whole, self.trajectory = whole or window.credit > 0, trajectory
         self.prompts: tuple[str, ...] = ()
         self.tracks: list[Track] = []

@@ -50,7 +50,10 @@ class Clock:
                 self._tell()
 
     def reach(self, done: int, total: int | None = None) -> None:
-        """So many things of the phase in force are done now, of ``total`` if that is known only now."""
+        """So many things of the phase in force, if there is one, are done now; of ``total`` if that is known only
+        now."""
+        if not self._open:
+            return
         name = self._open[-1]
         self._counts[name] = (done, self._counts.get(name, (0, 0))[1] if total is None else total)
         self._tell()

@@ -27,12 +27,16 @@ from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.world import World
 
 PATIENCE = 10.0  # seconds in which a process that is told to end may finish what it writes
-VALUE, ERROR = b"v", b"e"  # what a message begins with
+VALUE, ERROR, END = b"v", b"e", b"."  # what a message begins with
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from astrolabe.runtime.processes import begin; begin()"
 
 
 class Left(Exception):
-    """The first process has ended, or has no more use for this one."""
+    """The first process has ended."""
+
+
+class Dismissed(Exception):
+    """The work is done."""
 
 
 @contextmanager
@@ -88,7 +92,7 @@ class Crew:
                 self._pipes.append(here)
                 there.close()
                 with suppress(OSError):  # whoever died already is found when it is heard
-                    here.send_bytes(job)
+                    here.send_bytes(VALUE + job)
         finally:
             os.close(alive)
 
@@ -110,6 +114,7 @@ class Crew:
         """Wait for the end of all; UserError for what one of them has to say, or for one that did not end well."""
         for rank, (pipe, member) in enumerate(zip(self._pipes, self._members, strict=True), 1):
             with suppress(EOFError, OSError):
+                pipe.send_bytes(END)
                 self._check(rank, pipe.recv_bytes())
             if member.wait():
                 raise UserError(self._death(rank))
@@ -137,7 +142,7 @@ class Crew:
 
     def _tell(self, rank: int, content: bytes) -> None:
         try:
-            self._pipes[rank - 1].send_bytes(content)
+            self._pipes[rank - 1].send_bytes(VALUE + content)
         except OSError:
             self._hear(rank)  # its last words, if it had any
             raise UserError(self._death(rank)) from None
@@ -178,11 +183,14 @@ class Member:
         return self.hear()
 
     def hear(self) -> bytes:
-        """What the first process says; Left when it says nothing more."""
+        """What the first process says; Dismissed or Left when that was all."""
         try:
-            return self.pipe.recv_bytes()
+            message = self.pipe.recv_bytes()
         except (EOFError, OSError):
             raise Left from None
+        if message[:1] == END:
+            raise Dismissed
+        return message[1:]
 
     def say(self, message: bytes) -> None:
         """Tell the first process."""
@@ -203,6 +211,8 @@ def begin() -> None:
         work, arguments = pickle.loads(link.hear())  # from the process that started this one
         torch.set_num_threads(1)
         work(World(rank, size, link), *arguments)
+    except Dismissed:
+        return
     except Left:
         sys.exit(1)
     except UserError as error:

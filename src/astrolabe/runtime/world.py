@@ -82,6 +82,9 @@ class World:
         yield from (done[number] for number in range(len(pieces)))
 
 
+ALONE = World()
+
+
 class _Packer(pickle.Pickler):
     """Tensors as their bytes: a plain pickle would carry the whole storage behind a view."""
 

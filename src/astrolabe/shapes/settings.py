@@ -38,6 +38,7 @@ class ShapesSettings:
 
     oracles: ClassVar[bool] = True  # whether the oracles of the shapes world can judge its videos
     lists: ClassVar[tuple[str, ...]] = ("train", "practice")  # of prompts that it brings along
+    light: ClassVar[bool] = True  # small enough to be held by several processes at once
 
     name: Literal["shapes"] = setting("model; `shapes` is embedded in the package", default="shapes")
     dtype: Dtype = setting(

@@ -1,0 +1,159 @@
+"""Several processes are one run: the same bytes however many there are, and one end for all of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
+from astrolabe.recipes.shapes import shapes_grpo, shapes_tiny
+from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
+from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.runtime.interrupts import Interrupted
+from astrolabe.runtime.tracking import read_metrics
+from astrolabe.train import train
+from tests.e2e.test_commands import fails
+
+PROMPTS = """a red circle moving left
+a blue square bouncing | a blue square moving up
+a green cross pulsing || a red cross pulsing || a green circle still | a red circle still
+"""
+
+
+class Impatient:
+    """Asks to stop after every step."""
+
+    requested = True
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo."""
+
+
+def streaming(prompts: Path) -> TrainConfig:
+    """Along streams of scripts, with history, guards, a judge, and samples that are held near a moving reference."""
+    base = shapes_tiny()
+    return replace(
+        base,
+        steps=3,
+        prompts=str(prompts),
+        model=ShapesSettings(dtype="float32"),
+        rollout=RolloutSettings(prompts=3, group_size=3, micro_batch=2, side_by_side=1),
+        window=WindowSettings(
+            frames=6, start="choices", choices=(6,), video_frames=18, per_stream=2, credit=0.3, continue_with="best"
+        ),
+        rewards=(
+            RewardSettings(name="joint", role="primary"),
+            RewardSettings(name="shape_fit", weight=0.4),
+            RewardSettings(name="steadiness", role="judge"),
+        ),
+        regularisation=RegularisationSettings(samples="selective", strength=0.04),
+        watch=WatchSettings(guards=(GuardSettings(watch="motion_energy", below=9.0, steps=2),), memory=0.0),
+        optimizer=replace(base.optimizer, minibatches=2, micro_batch=2, share=1.0),
+        sample_every=1,
+    )
+
+
+def told(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, but for the time it took."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if not name.startswith("seconds/")} for line in lines]
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """Every file of tensors that is no checkpoint."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("**/*.safetensors")
+            if "checkpoints" not in path.parts}  # fmt: skip
+
+
+def children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in found]
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A long run of two processes that has saved its first step."""
+    command = [sys.executable, "-m", "astrolabe", "train", "shapes_tiny", "--steps", "999", "--processes", "2", *words]
+    process = subprocess.Popen(
+        [*command, "--out", str(folder)], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 240
+    while not (folder / "checkpoints" / "step_000001").exists() and time.monotonic() < end:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+def test_one_process_and_others_that_take_turns_in_the_middle_of_streams_leave_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    cfg, alone, shared = streaming(tmp_path / "prompts.txt"), tmp_path / "alone", tmp_path / "shared"
+    train(replace(cfg, processes=1), alone)
+    monkeypatch.setattr("astrolabe.train.graceful_interrupt", Impatient)
+    for count in (3, 2, 1):
+        monkeypatch.setattr("astrolabe.train.process_count", lambda cfg, count=count: count)
+        with pytest.raises(Interrupted):
+            train(cfg, shared)
+    train(cfg, shared)
+    assert told(shared) == told(alone) and len(told(alone)) == 3
+    assert made(shared) == made(alone) and len(made(alone)) >= 4
+    assert any("alarm/motion_energy/warn" in line for line in told(alone)) and "judgement" in told(alone)[0]
+
+
+def test_two_processes_learn_along_the_samplers_way_what_one_does(tmp_path: Path) -> None:
+    base = shapes_tiny()
+    rollout = RolloutSettings(prompts=2, group_size=4, micro_batch=2)  # two batches of both prompts
+    cfg = replace(base, algorithm=shapes_grpo().algorithm, rollout=rollout, model=ShapesSettings(dtype="bfloat16"))
+    for count in (1, 2):
+        train(replace(cfg, processes=count), tmp_path / str(count))
+    assert told(tmp_path / "1") == told(tmp_path / "2") and made(tmp_path / "1") == made(tmp_path / "2")
+
+
+def test_a_process_that_is_killed_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    process = begun(tmp_path / "run")
+    (child,) = children(process.pid)
+    os.kill(child, signal.SIGKILL)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 2 and error.count("\n") == 1 and "process 2 of 2 was killed by SIGKILL" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_of_several_processes_stops_after_the_step_and_leaves_nobody_behind(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    process = begun(tmp_path / "run")
+    (child,) = children(process.pid)
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    assert not Path(f"/proc/{child}").exists()
+    steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert newest == f"step_{len(steps):06d}" and steps == list(range(len(steps)))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--processes", "0"], "expected auto, or at least 1"),
+        (["--processes", "many"], "auto"),
+        (["--processes", "2", "--pool.backend", "ray"], "the pool has the processes"),
+        (["--processes", "2", "--model.device", "cuda"], "one process drives cuda"),
+    ],
+)
+def test_processes_that_make_no_sense_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(["train", "shapes_tiny", *words, "--out", str(tmp_path / "run")], capsys)
