@@ -137,9 +137,17 @@ def test_rewards_may_need_two_versions_of_a_package(tmp_path: Path) -> None:
         assert seen(pool.scorer(12))[0].tolist() == [1.5, 2.5]
 
 
-def test_a_worker_that_cannot_start_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"a worker of nowhere\.py:Mine did not start: .*no such file as .*nowhere\.py"):
-        Pool(RAY, [RewardSettings(name="nowhere.py:Mine")], Opening())
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(None, r"no such file as .*mine\.py$"), (0, r"ZeroDivisionError: division by zero \(mine\.py, line 4\)$")],
+)
+def test_a_worker_that_cannot_start_is_one_sentence(size: int | None, said: str, tmp_path: Path) -> None:
+    own = tmp_path / "a, b=c" / "mine.py"
+    if size is not None:
+        own.parent.mkdir()
+        own.write_text("class Mine:\n    name = 'mine'\n    def __init__(self, size: int):\n        1 / size\n")
+    with pytest.raises(UserError, match=rf"a worker of .*mine\.py:Mine did not start: .*{said}"):
+        Pool(RAY, [RewardSettings(name=f"{own}:Mine", args={} if size is None else {"size": size})], Opening())
 
 
 def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ import torch
 from PIL import Image
 
 from astrolabe.rewards.base import Member, attempt
+from astrolabe.rewards.opening import look_at
 from astrolabe.rewards.server import ServerReward
-from astrolabe.rewards.settings import ServerSettings
+from astrolabe.rewards.settings import RewardSettings, ServerSettings
 from astrolabe.runtime.errors import UserError
 
 VIDEO = torch.linspace(0, 1, 4).view(4, 1, 1, 1, 1).expand(4, 9, 3, 8, 8).contiguous()
@@ -91,7 +92,7 @@ def serving(
     with Server(answer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/v1/"
-        asked: dict[str, Any] = {"url": url, "model": "judge", "rubric": rubric, "wait": 0.01, "timeout": 0.5} | fields
+        asked: dict[str, Any] = {"url": url, "model": "judge", "rubric": rubric, "wait": 0.01, "timeout": 10.0} | fields
         yield server, ServerReward(ServerSettings(**asked))
         server.shutdown()
 
@@ -260,7 +261,7 @@ def test_a_whole_answer_counts_even_at_the_limit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("said", "waits"),
-    [("0.3", 0.0), ("1", 1.0), ("99999", 1.5), ("Wed, 21 Oct 2099 07:28:00 GMT", 1.5), ("soon", 0.0), ("-5", 0.0)],
+    [("0.3", 0.0), ("1", 1.0), ("99999", 9.5), ("Wed, 21 Oct 2099 07:28:00 GMT", 9.5), ("soon", 0.0), ("-5", 0.0)],
 )
 def test_a_server_may_say_when_to_ask_again_within_bounds(
     said: str, waits: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -271,7 +272,7 @@ def test_a_server_may_say_when_to_ask_again_within_bounds(
     def first_busy(asked: dict[str, Any], number: int) -> tuple[int, bytes]:
         return (429, b"later") if number == 1 else (200, completion('{"score": 7}'))
 
-    with serving(tmp_path, first_busy, timeout=1.5) as (server, reward):
+    with serving(tmp_path, first_busy, timeout=9.5) as (server, reward):
         server.headers = {"Retry-After": said}
         assert reward(VIDEO[:1], PROMPTS[:1]).tolist() == [7.0] and len(slept) == 1
     assert slept[0] == waits if waits else slept[0] <= 0.01
@@ -298,7 +299,7 @@ def test_a_server_that_takes_too_long_or_is_not_there_is_an_error(tmp_path: Path
         time.sleep(1)
         return 200, completion('{"score": 5}')
 
-    with serving(tmp_path, asleep, tries=1, timeout=0.1) as (_, reward):
+    with serving(tmp_path, asleep, tries=1, timeout=0.4) as (_, reward):
         assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and "does not answer (ReadTimeout)" in reward.refusal
     assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and "does not answer (ConnectionError)" in reward.refusal
 
@@ -358,6 +359,14 @@ def test_a_key_that_no_header_can_carry_is_named_and_not_shown(tmp_path: Path) -
 def test_a_rubric_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rubric .*r\.txt: cannot be read \(No such file"):
         ServerReward(ServerSettings(url="http://x/v1", model="m", rubric=tmp_path / "r.txt"))
+
+
+def test_what_a_judge_needs_is_looked_at_before_it_is_asked(tmp_path: Path) -> None:
+    judge = RewardSettings(name="server", server=ServerSettings(url="http://x/v1", model="m", rubric=tmp_path / "r"))
+    with pytest.raises(UserError, match=r"rubric .*cannot be read"):
+        look_at(judge)
+    (tmp_path / "r").write_text("How is it?", encoding="utf-8")
+    assert look_at(judge) == "asks m at http://x/v1"
 
 
 def test_a_rubric_that_is_kept_from_us_is_not_called_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

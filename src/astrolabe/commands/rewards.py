@@ -16,7 +16,10 @@ CHUNK = 3  # latent frames at a time, as most released models make them
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser), metavar="ACTION")
-    spec = "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER"
+    spec = (
+        "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER, "
+        "mine.py:Mine,args.threshold=0.3"
+    )
 
     actions.add_parser("list", help="the rewards that there are")
 

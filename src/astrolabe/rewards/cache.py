@@ -14,7 +14,7 @@ from astrolabe.rewards.opening import RELEASED_REWARDS, TOKENIZER, RewardFiles
 from astrolabe.rewards.settings import RewardSettings
 from astrolabe.runtime.config import to_dict
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import place
+from astrolabe.runtime.files import exists, place
 from astrolabe.types import Video
 
 
@@ -44,7 +44,7 @@ def files_of(settings: RewardSettings) -> list[Path]:
         files = RewardFiles(settings.name, settings.reward_model, download=False)
         found += [files.weights(), files.tokenizer() / TOKENIZER[0]]
         found += [files.base_weights()] if settings.name == "aesthetic" else []
-    return [place(path) for path in found if path and place(path).is_file()]
+    return [place(path) for path in found if path and exists(place(path))]
 
 
 class ScoreCache:

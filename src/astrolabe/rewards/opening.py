@@ -197,6 +197,9 @@ def look_at(settings: RewardSettings) -> str:
         if path is not None:
             check_readable(settings.name, path)
         return "your own; `astrolabe rewards check` tries it"
+    if settings.server is not None:
+        ServerReward(settings.server)  # reads the rubric and the key, and asks nobody
+        return f"asks {settings.server.model} at {settings.server.url}"
     if settings.name not in RELEASED_REWARDS:
         return "built in"
     check_device(settings.reward_model.place, f"reward {settings.name}: model.device")
