@@ -78,7 +78,7 @@ def examine(cfg: TrainConfig | None, out: Path, untrusted: str = "") -> Iterator
     yield attempt("reward workers", lambda: pool(cfg))
     if cfg.tensorboard:
         yield attempt("TensorBoard", lambda: summary_writer().__name__)
-    if cfg.init:
+    if cfg.init and not RunFolder(out).steps:
         yield attempt("begins from", lambda: first_adapter(cfg))
     stream, wan = STREAM, WAN
     if isinstance(settings, ShapesSettings) and prompts.well:

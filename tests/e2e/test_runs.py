@@ -163,6 +163,25 @@ def test_a_run_begins_from_the_adapter_of_another(
     assert not (tmp_path / "no").exists()
 
 
+def test_a_run_does_not_begin_twice_from_two_adapters(
+    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*TINY, "--steps", "1", "--init", str(cut), "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr("astrolabe.train.Trainer.step", interrupted)
+        with pytest.raises(SystemExit):
+            main(words)
+    shutil.rmtree(cut / "checkpoints" / "step_000002")  # the other run's newest checkpoint is another one now
+    with pytest.raises(SystemExit):
+        main(words)
+    error = capsys.readouterr().err
+    assert f"init={cut} is another adapter than when this run began; name one that stays" in error
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_of_relative_paths_is_used_from_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,7 +190,7 @@ def test_a_run_of_relative_paths_is_used_from_another_folder(
     Path("prompts.txt").write_text("a red circle moving left\na blue square still\n")
     main([*TINY, "--prompts", "prompts.txt", "--steps", "1", "--out", "run"])
     monkeypatch.chdir(tmp_path)
-    main(["train", "home/run/config.yaml", "--steps", "2", "--out", "home/run"])
+    main(["train", "home/run", "--steps", "2"])
     assert "prompts: prompts.txt\n" in Path("home/run/config.yaml").read_text()
     main(["train", "home/run/config.yaml", "--out", "again"])
     assert Path("again/adapter.safetensors").read_bytes() == Path("home/run/adapter.safetensors").read_bytes()

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from astrolabe.experiment import TrainConfig
+from astrolabe.models.released import released
 from astrolabe.models.settings import ReleasedSettings
 from astrolabe.recipes.shapes import shapes_tiny
+from astrolabe.recipes.wan import longlive
 from astrolabe.rollout.settings import WindowSettings
 from astrolabe.runs import disk
 from astrolabe.runs.disk import check_disk, checkpoint_bytes, decoder_bytes
@@ -42,6 +44,16 @@ def test_what_a_decoder_carries_is_counted_without_running_it(monkeypatch: pytes
     _, state = codec.decode(torch.randn(1, 3, 16, 6, 8))
     carried = sum(tensor.nbytes for name, tensor in codec.pack(state).items() if name != "kinds")
     assert decoder_bytes(ReleasedSettings(name="self-forcing", height=48, width=64, dtype="float32")) == carried
+
+
+def test_in_the_middle_of_a_stream_every_prompt_has_its_cache_and_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "decoder_bytes", lambda model: 1000)
+    model = ReleasedSettings(name="longlive", dtype="bfloat16", device="cpu")
+    clips = replace(longlive(), model=model, window=WindowSettings(frames=21))
+    streams = replace(clips, window=WindowSettings(frames=21, per_stream=2))
+    wan, layers, window, tokens, dim = released("longlive").wan, 30, 12, 30 * 52, 1536
+    one = 2 * layers * window * tokens * dim * 2 + 1000  # keys and values of the frames that are visible, in 2 bytes
+    assert checkpoint_bytes(streams, wan) - checkpoint_bytes(clips, wan) == clips.rollout.prompts * one
 
 
 def free(monkeypatch: pytest.MonkeyPatch, count: float) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from astrolabe.cli import main
 from astrolabe.runs.folder import BEST, RunFolder
 from astrolabe.runs.history import HISTORY, record
 from astrolabe.runs.listing import summaries
@@ -64,6 +65,24 @@ def test_a_folder_that_may_not_be_read_stops_nothing(tmp_path: Path) -> None:
     begun(tmp_path / "fine", done=2)
     begun(tmp_path / "hidden", done=2).config_file.chmod(0)
     assert [row.state for row in summaries(tmp_path)] == ["stopped", "unreadable"]
+
+
+def test_the_table_fits_eighty_columns_whatever_it_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    begun(tmp_path / "a-sweep-of-many-things" / "with-a-name-that-is-longer-than-anybody-would-type [red]", done=2)
+    failed = begun(tmp_path / "failed", done=1)
+    record(failed.path, "failed", 1, why="a reason that goes on and on " * 9)
+    main(["runs", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    joined = "".join(line[:20].strip() for line in lines)
+    assert "with-a-name-that-is-longer-than-anybody-would-type" in joined and "[red]" in joined
+    assert any("2/4" in line and "stopped" in line for line in lines)
+    (tmp_path / "empty").mkdir()
+    main(["runs", str(tmp_path / "empty")])
+    assert capsys.readouterr().out.startswith("no runs in")
 
 
 def test_a_run_itself_may_be_named_and_a_folder_must_be_there(tmp_path: Path) -> None:

@@ -12,12 +12,17 @@ from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_
 from astrolabe.recipes import RECIPES
 from astrolabe.rewards.spec import parse_spec, split_spec
 from astrolabe.rl.settings import GuardSettings
+from astrolabe.runs.adapter import run_of
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.config import from_dict, load_yaml, override, parse_overrides, read_yaml, to_dict
 from astrolabe.runtime.errors import UserError, nearest
 from astrolabe.runtime.files import place
 from astrolabe.runtime.settings import Leaf, complaint, construct, fields_of, parse
 
-RECIPE_HELP = "a recipe's name, a config.yaml, or path/to/recipe.py:function; its fields may follow as --field value"
+RECIPE_HELP = (
+    "a recipe's name, a run's folder, a config.yaml, or path/to/recipe.py:function; its fields may follow as "
+    "--field value"
+)
 SPEC_HELP = "in place of the recipe's: NAME or path/to/file.py:Class, and what is set, as hpsv3,weight=1,role=judge"
 GUARD_HELP = "in place of the recipe's: MEASURE or reward, and what is set, as motion_energy,below=0.6,action=slow"
 RUN_HELP = "the run's folder; RUN@STEP and RUN@best name an adapter of it (default: the finished, or the newest)"
@@ -63,12 +68,14 @@ def plain(name: str) -> str:
 
 
 def default_out(recipe: str) -> Path:
-    """Where a run goes when nobody says."""
+    """Where a run goes when nobody says: a run that is named goes on."""
+    if plain(recipe) not in RECIPES and RunFolder(place(recipe)).exists:
+        return place(recipe)
     return Path("runs") / (plain(recipe) if plain(recipe) in RECIPES else Path(recipe.rpartition(".py:")[2]).stem)
 
 
 def recipe_of(name: str, trusted: bool = False) -> TrainConfig:
-    """The configuration of a recipe's name, of a YAML file, or of a function in a file of Python, if that is
+    """The configuration of a recipe's name, of a run, of a YAML file, or of a function in a file of Python, if that is
     ``trusted``. A YAML file may begin with ``recipe: NAME`` and hold only what differs."""
     if plain(name) in RECIPES:
         return RECIPES[plain(name)]()
@@ -76,6 +83,8 @@ def recipe_of(name: str, trusted: bool = False) -> TrainConfig:
         return from_yaml(place(name))
     if ".py:" in name:
         return from_python(name, trusted)
+    if RunFolder(place(name)).exists:
+        return RunFolder(place(name)).config()
     raise UserError(
         f"recipe {name!r} is unknown{nearest(plain(name), RECIPES)}; there are: {', '.join(RECIPES)}; "
         "it comes before the fields"
@@ -86,8 +95,6 @@ def from_yaml(path: Path) -> TrainConfig:
     """See ``recipe_of``."""
     mapping = read_yaml(path)
     if not isinstance(mapping, dict) or "recipe" not in mapping:
-        from astrolabe.runs.folder import RunFolder
-
         run = RunFolder(path.parent)  # its files are found from wherever the command is given
         return run.config() if path.name == run.config_file.name and run.begun else load_yaml(TrainConfig, path)
     name = mapping.pop("recipe")
@@ -184,7 +191,5 @@ def chosen_model(name: str | None, adapter: Path | None, rest: Sequence[str]) ->
 
 def model_of_run(adapter: Path) -> ModelSettings | None:
     """The model of a run; None when ``adapter`` is none."""
-    from astrolabe.runs.adapter import run_of
-
     folder = run_of(adapter)
     return folder.config().model if folder else None

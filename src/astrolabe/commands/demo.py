@@ -25,6 +25,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         from astrolabe.recipes import RECIPES
         from astrolabe.report.page import write_report
         from astrolabe.runs.folder import RunFolder
+        from astrolabe.runs.history import Origin
         from astrolabe.train import train
 
     began, out = time.monotonic(), args.out
@@ -35,7 +36,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         folder = RunFolder(out.with_name(f"{out.name}-{number}"))
     began -= folder.seconds_trained()  # by earlier sessions of this run
     print(f"aligning the embedded model in {folder.path} ...")
-    train(cfg, folder.path)
+    train(cfg, folder.path, Origin("shapes", "astrolabe demo"))
     result = evaluate(folder)
     page = write_report(folder)
     summary = summarise(result, time.monotonic() - began)
