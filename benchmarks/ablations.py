@@ -38,7 +38,7 @@ from astrolabe.runtime.settings import affects_of, leaves_of, shown
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.model import load_shapes_model
 from astrolabe.shapes.settings import CLIP_FRAMES, HARD
-from astrolabe.train import train
+from astrolabe.training import train
 from astrolabe.types import Video
 from benchmarks.ablation_cells import CELLS
 from benchmarks.evidence import measured

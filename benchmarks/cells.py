@@ -37,7 +37,7 @@ from astrolabe.runs.folder import RunFolder
 from astrolabe.runs.opening import open_run
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.train import train
+from astrolabe.training import train
 from astrolabe.types import Latents, Sigmas, Stretch
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result

@@ -22,7 +22,7 @@ from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.settings import PoolSettings, RewardSettings, WorkerSettings
 from astrolabe.runtime.arguments import Parser, run_program
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.train import train
+from astrolabe.training import train
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/pool.json")

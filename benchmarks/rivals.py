@@ -21,7 +21,7 @@ from typing import Any
 
 from astrolabe.runtime.arguments import Parser, one_of, run_program
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.train import train
+from astrolabe.training import train
 from benchmarks.ablation_cells import CELLS
 from benchmarks.measuring import GIVE_BACK, peak_of_process
 from benchmarks.provenance import write_result

@@ -27,6 +27,18 @@ def test_the_interactive_example_runs() -> None:
     assert [video.shape[1] for video in shown] == [9, *[12] * 8]
 
 
+def test_the_python_example_trains_and_streams(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    shown: list[torch.Tensor] = []
+    exec(code, {"show": shown.append})
+    assert [video.shape[1] for video in shown] == [9, *[12] * 9]
+    assert "elephant" in capsys.readouterr().out
+
+
 def test_the_run_with_all_defences_can_be_built_and_written(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
     suite, own, server = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -236,5 +236,5 @@ def test_memory_that_does_not_suffice_is_one_line(
     def too_much(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore lines")
 
-    monkeypatch.setattr("astrolabe.train.train", too_much)
+    monkeypatch.setattr("astrolabe.training.train", too_much)
     assert "Tried to allocate 9 GiB.; use smaller micro_batch" in fails(TINY, capsys)

@@ -24,7 +24,7 @@ from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.captions import caption, split
 from astrolabe.shapes.world import render
-from astrolabe.train import train
+from astrolabe.training import train
 from astrolabe.types import Footage, to_frames
 from astrolabe.words import Span
 

@@ -19,7 +19,7 @@ from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSe
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
-from astrolabe.train import train
+from astrolabe.training import train
 from tests.e2e.test_commands import fails
 
 PROMPTS = """a red circle moving left
@@ -101,9 +101,9 @@ def test_one_process_and_others_that_take_turns_in_the_middle_of_streams_leave_t
     (tmp_path / "prompts.txt").write_text(PROMPTS)
     cfg, alone, shared = streaming(tmp_path / "prompts.txt"), tmp_path / "alone", tmp_path / "shared"
     train(replace(cfg, processes=1), alone)
-    monkeypatch.setattr("astrolabe.train.graceful_interrupt", Impatient)
+    monkeypatch.setattr("astrolabe.training.graceful_interrupt", Impatient)
     for count in (3, 2, 1):
-        monkeypatch.setattr("astrolabe.train.process_count", lambda cfg, count=count: count)
+        monkeypatch.setattr("astrolabe.training.process_count", lambda cfg, count=count: count)
         with pytest.raises(Interrupted):
             train(cfg, shared)
     train(cfg, shared)

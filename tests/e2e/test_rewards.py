@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from astrolabe import train as training
+from astrolabe import training
 from astrolabe.cli import main
 from astrolabe.recipes.shapes import shapes_tiny
 from astrolabe.rewards.settings import KNOWN, RewardSettings
@@ -21,7 +21,7 @@ from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.config import save_yaml
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.video import write_mp4
-from astrolabe.train import train
+from astrolabe.training import train
 from tests.e2e.test_commands import fails
 
 PROMPTS = ("a red circle", "a blue square", "a green cross", "a cat")

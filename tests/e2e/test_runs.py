@@ -79,7 +79,7 @@ def test_a_rate_that_depends_on_the_number_of_steps_is_said(tmp_path: Path, caps
 def test_a_finished_run_says_that_it_is_done_and_nothing_is_loaded(
     whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("astrolabe.train.opened", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("astrolabe.training.opened", lambda *_: pytest.fail("the model was loaded"))
     main([*TINY, "--steps", "3", "--out", str(whole)])
     assert f"already done: {whole} (finished, 3 steps)" in capsys.readouterr().out
     assert "has done 3 steps, --steps 2 is fewer" in fails([*TINY, "--steps", "2", "--out", str(whole)], capsys)
@@ -168,7 +168,7 @@ def test_a_run_does_not_begin_twice_from_two_adapters(
 ) -> None:
     words = [*TINY, "--steps", "1", "--init", str(cut), "--out", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
-        patch.setattr("astrolabe.train.Trainer.step", interrupted)
+        patch.setattr("astrolabe.training.Trainer.step", interrupted)
         with pytest.raises(SystemExit):
             main(words)
     shutil.rmtree(cut / "checkpoints" / "step_000002")  # the other run's newest checkpoint is another one now
@@ -205,7 +205,7 @@ def test_what_made_a_session_end_is_in_the_history(
         raise RuntimeError("the sky fell")
 
     with monkeypatch.context() as patch:
-        patch.setattr("astrolabe.train.Trainer.step", broken)
+        patch.setattr("astrolabe.training.Trainer.step", broken)
         with pytest.raises(RuntimeError):
             main([*TINY, "--out", str(tmp_path / "run")])
     assert events(tmp_path / "run")[-1]["what"] == "failed"

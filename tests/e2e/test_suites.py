@@ -91,7 +91,7 @@ def test_a_run_interrupted_after_any_step_ends_with_the_same_bytes(
             """Nothing to undo."""
 
     with monkeypatch.context() as patch:
-        patch.setattr("astrolabe.train.graceful_interrupt", Impatient)
+        patch.setattr("astrolabe.training.graceful_interrupt", Impatient)
         for _ in range(3):
             with pytest.raises((Interrupted, SystemExit)):
                 main(words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from astrolabe.evaluate import both
+from astrolabe.evaluation.paired import both
 from astrolabe.evaluation.suites import MEASURES, Suite, equal_parts, run_suite
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.settings import LoraSettings

@@ -20,7 +20,7 @@ from astrolabe.runs.disk import check_disk, checkpoint_bytes, decoder_bytes
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.settings import WAN
-from astrolabe.train import train
+from astrolabe.training import train
 
 Usage = namedtuple("Usage", "total used free")
 STREAMS = WindowSettings(frames=6, per_stream=3)

@@ -20,13 +20,13 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
 
     with progress("starting"):
         from astrolabe.commands.evaluate import show
-        from astrolabe.evaluate import evaluate, summarise, write_json
+        from astrolabe.evaluation.paired import evaluate, summarise, write_json
         from astrolabe.experiment import resolved
         from astrolabe.recipes import RECIPES
         from astrolabe.report.page import write_report
         from astrolabe.runs.folder import RunFolder
         from astrolabe.runs.history import Origin
-        from astrolabe.train import train
+        from astrolabe.training import train
 
     began, out = time.monotonic(), args.out
     cfg = resolved(RECIPES["shapes"]())

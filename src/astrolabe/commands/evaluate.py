@@ -26,7 +26,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
 
     adapter = the_adapter_of(args.run)
     with progress("starting"):
-        from astrolabe.evaluate import evaluate
+        from astrolabe.evaluation.paired import evaluate
 
     show(evaluate(adapter, args.split, long=not args.no_long))
 

@@ -41,7 +41,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     from astrolabe.runs.history import Origin
 
     with progress("starting"):
-        from astrolabe.train import train
+        from astrolabe.training import train
 
     folder = train(cfg, out, Origin(args.recipe, shlex.join(["astrolabe", *sys.argv[1:]])))
     print(f"next: astrolabe evaluate {folder} && astrolabe report {folder}")
