@@ -96,6 +96,17 @@ def test_tensors_that_are_views_are_read_right(tmp_path: Path) -> None:
     assert read["empty"].shape == (0, 3)
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float64])
+def test_tensors_of_one_reader_share_no_memory(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    tensors = {f"{n}": torch.full((3, 2), float(n)) for n in range(3)} | {"turned": torch.arange(6.0).view(2, 3).t()}
+    torch.save(tensors, tmp_path / "several.pt")
+    file = open_tensors(tmp_path / "several.pt")
+    with file.reader() as reader:
+        read = {name: reader.read(entry, dtype=dtype) for name, entry in file.containers[""].items()}
+    assert all(torch.equal(read[name], value.to(dtype)) for name, value in tensors.items())
+    assert len({value.untyped_storage().data_ptr() for value in read.values()}) == len(tensors)
+
+
 @pytest.mark.parametrize(
     "change, complaint",
     [

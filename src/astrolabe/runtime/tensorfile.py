@@ -3,10 +3,10 @@
 Safetensors, the zip files of ``torch.save``, and folders of either in shards become the same thing, an index of (dtype,
 shape, place in a file). Tensors are then read one at a time, so that loading never holds much more than what is kept.
 
-``safe_open`` and ``torch.load(weights_only=True)`` make the index. They do not read the tensors: both map the whole
-file, and its pages count as the process's own until it is closed. A copy of a file then peaks at twice its size, and
-three times when bfloat16 becomes float32 (here 1.04 times what is kept, ``benchmarks/loading.py``); and a network that
-is left on the mapping dies with the process's first touch (SIGBUS) when somebody truncates the file.
+``safe_open`` and ``torch.load(weights_only=True)`` make the index. They do not read the tensors, as both map the whole
+file, and its pages count as the process's own until it is closed: a bfloat16 file that is copied peaks at twice its
+size, and at three times when it becomes float32; read here it peaks at once and twice. A network that is left on the
+mapping would die (SIGBUS) when somebody truncates the file.
 """
 
 from __future__ import annotations
@@ -86,33 +86,42 @@ class TensorFile:
     def reader(self) -> Iterator[Reader]:
         """Open the file for reading tensors of its index."""
         with ExitStack() as opened:
-            yield Reader(opened, {})
+            yield Reader(opened)
 
 
-@dataclass(frozen=True)
 class Reader:
     """Reads tensors one by one; files stay open until it is closed."""
 
-    opened: ExitStack
-    files: dict[Path, BinaryIO]
+    def __init__(self, opened: ExitStack):
+        self._opened = opened
+        self._files: dict[Path, BinaryIO] = {}
+        self._room = torch.empty(0, dtype=torch.uint8)
 
     def read(self, entry: Entry, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, on ``device`` and, when it is floating point, in ``dtype`` (None: as stored)."""
-        data = torch.empty(entry.span, dtype=entry.dtype)
+        wanted = dtype if dtype is not None and entry.dtype.is_floating_point else entry.dtype
+        plain = wanted == entry.dtype and entry.stride == _packed(entry.shape)
+        as_it_lies = plain and torch.device(device).type == "cpu"
+        data = torch.empty(entry.nbytes, dtype=torch.uint8) if as_it_lies else self._reused(entry.nbytes)
         if entry.span:
             file = self._file(entry.path)
             file.seek(entry.offset)
-            room = memoryview(data.view(torch.uint8).numpy().data)
-            if file.readinto(room) != len(room):  # type: ignore[attr-defined]
+            if file.readinto(memoryview(data.numpy().data)) != len(data):  # type: ignore[attr-defined]
                 raise UserError(f"{entry.path}: ends in the middle of a tensor; {foreign.AGAIN}")
-        value = data.as_strided(entry.shape, entry.stride)
-        wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
-        return value.to(device, wanted).contiguous()
+        value = data.view(entry.dtype).as_strided(entry.shape, entry.stride)
+        return value if as_it_lies else value.to(device, wanted, copy=True).contiguous()
+
+    def _reused(self, size: int) -> Tensor:
+        """Room for the bytes of a tensor that is copied out of it: one for all, as the holes that many would leave in
+        the heap are too small for what is made of them, and memory would grow by half."""
+        if len(self._room) < size:
+            self._room = torch.empty(size, dtype=torch.uint8)
+        return self._room[:size]
 
     def _file(self, path: Path) -> BinaryIO:
-        if path not in self.files:
-            self.files[path] = self.opened.enter_context(path.open("rb"))
-        return self.files[path]
+        if path not in self._files:
+            self._files[path] = self._opened.enter_context(path.open("rb"))
+        return self._files[path]
 
 
 def open_tensors(path: Path | str) -> TensorFile:
