@@ -133,8 +133,8 @@ def installed(wheel: Path) -> Iterator[Installed]:
 
 @pytest.fixture(scope="module")
 def run(installed: Installed) -> Path:
-    """A run of two steps, trained from the installation."""
-    installed("astrolabe", "train", "shapes_tiny", "--out", "run")
+    """A run of two steps, trained from the installation in two processes."""
+    installed("astrolabe", "train", "shapes_tiny", "--processes", "2", "--out", "run")
     return installed.folder / "own" / "run"
 
 
