@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_watch
+from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_watch, process_count
 from astrolabe.experiment import TrainConfig, resolved
 from astrolabe.models.adapters import fits, read_adapter
 from astrolabe.models.lora import linear_layers, lora_parameters
@@ -76,6 +76,7 @@ def examine(cfg: TrainConfig | None, out: Path, untrusted: str = "") -> Iterator
     prompts = attempt("prompts", lambda: f"{len(make_prompts(cfg).prompts)} from {cfg.prompts}")
     yield prompts
     yield attempt("reward workers", lambda: pool(cfg))
+    yield attempt("processes", lambda: f"{process_count(cfg)} for a step, on {os.cpu_count()} cores")
     if cfg.tensorboard:
         yield attempt("TensorBoard", lambda: summary_writer().__name__)
     if cfg.init and not RunFolder(out).steps:

@@ -31,7 +31,7 @@ def test_every_state_is_told_from_what_lies_on_the_disk(tmp_path: Path) -> None:
         "a/stopped": "stopped", "finished": "finished", "guarded": "guard", "running": "running", "failed": "failed",
     }  # fmt: skip
     assert rows["finished"].steps == "4/4" and rows["guarded"].steps == "3/4"
-    assert rows["failed"].result == "a reward is tired" and rows["finished"].result == "joint 0.15 -> 0.15"
+    assert rows["failed"].result == "a reward is tired" and rows["finished"].result == "joint 0.05 -> 0.25"
     assert rows["finished"].recipe == "tiny" and rows["finished"].code
 
 

@@ -97,7 +97,8 @@ def result_of(run: RunFolder, lines: list[dict[str, Any]], happened: list[dict[s
     if not rewards:
         return ""
     values = [line[rewards[0]] for line in lines if isinstance(line.get(rewards[0]), float)]
-    ends = [sum(part) / len(part) for part in (values[:ENDS], values[-ENDS:]) if part]
+    count = min(ENDS, len(values) // 2)
+    ends = [sum(part) / count for part in (values[:count], values[-count:])] if count else values
     return f"{rewards[0].removeprefix('reward/')} " + " -> ".join(f"{end:.3g}" for end in ends)
 
 
