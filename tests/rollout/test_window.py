@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from astrolabe.rollout.live import PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import Task
 from astrolabe.types import Footage, Rollout, to_video
 from astrolabe.words import Span
 from tests.conftest import tiny_stream, tiny_world
@@ -339,3 +341,18 @@ def test_footage_may_be_seen_as_it_comes_and_decoded_again_later(prompts: tuple[
     for group in range(len(prompts)):
         rows = torch.arange(3 * group, 3 * group + 3)
         assert torch.equal(streams.decoded(group, kept.latents[rows]), clips_of(kept, rows.tolist()))
+
+
+def test_who_watches_sees_the_prompt_and_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Task] = []
+
+    @contextmanager
+    def watched(name: str, total: float, unit: str) -> Iterator[Task]:
+        seen.append(Task(name, total, unit))
+        yield seen[-1]
+
+    monkeypatch.setattr("astrolabe.rollout.window.progress", watched)
+    windows_of(tiny_world(tiny_stream(3, 9)), SCRIPTS, 6).candidates(7)
+    told = [(task.name, task.amount) for task in seen]
+    assert told[:3] == [(f"prompt {number} of 3", "2 of 2 chunks") for number in (1, 2, 3)]  # the history
+    assert told[3:] == [(f"prompt {number} of 3, 3 candidates", "3 of 3 chunks") for number in (1, 2, 3)]

@@ -25,6 +25,7 @@ from astrolabe.models.base import Generator
 from astrolabe.rollout.live import Numbered, PlacedNoise, VideoStream
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.stream import Denoised, denoise_chunk
+from astrolabe.runtime.progress import Task, progress
 from astrolabe.runtime.world import ALONE, World
 from astrolabe.types import Footage, Frames, Latents, Rollout, Stretch, TextEmbeddings, Trajectory, Video, to_frames
 
@@ -60,6 +61,10 @@ class Track:
     def enters(self, shot: int) -> str:
         """How a shot follows the one before: the same for all prompts of a track."""
         return self.scripts[0][shot].enter
+
+    def told(self, prompts: int) -> str:
+        """Which prompts these are of so many, for whoever watches."""
+        return f"prompt {self.groups[0] + 1} of {prompts}" if len(self.groups) == 1 else f"{len(self.groups)} prompts"
 
     def captions(self, shot: int) -> tuple[str, ...]:
         """The prompt of every stream."""
@@ -150,10 +155,12 @@ class Windows:
         self.open(prompts, scripts, seed)
 
         def stream(track: Track) -> None:
-            for piece in track.pieces(start):
-                track.enter(piece.shot)
-                for _ in range(piece.first, piece.end, self.generator.stream.chunk_frames):
-                    track.show(track.stream.step().video, self.whole)
+            with progress(track.told(len(prompts)), start // self.generator.stream.chunk_frames, "chunks") as task:
+                for piece in track.pieces(start):
+                    track.enter(piece.shot)
+                    for _ in self._chunks(piece):
+                        track.show(track.stream.step().video, self.whole)
+                        task.advance()
 
         if start:
             self._each(stream)
@@ -216,8 +223,10 @@ class Windows:
     def _made(self, batch: tuple[Track, list[int]], seed: int, see: Callable[[Footage], None]) -> Clips:
         """One micro-batch of candidates of a track, shown."""
         track, rows = batch
-        pieces = track.pieces(self.window.frames)
-        clips, frames = self._side_by_side(track, pieces, len(rows) // len(track.groups), PlacedNoise(seed, rows))
+        pieces, width = track.pieces(self.window.frames), len(rows) // len(track.groups)
+        what, chunks = f"{track.told(len(self.prompts))}, {width} candidates", sum(map(len, map(self._chunks, pieces)))
+        with progress(what, chunks, "chunks") as task:
+            clips, frames = self._side_by_side(track, pieces, width, PlacedNoise(seed, rows), task)
         self._show(track, pieces, torch.tensor(rows), frames, see)
         return clips
 
@@ -231,7 +240,7 @@ class Windows:
                     yield Stretch(group, piece.first, piece.end, first, text[None], past)
 
     def _side_by_side(
-        self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise
+        self, track: Track, pieces: Sequence[Piece], width: int, noise: PlacedNoise, task: Task
     ) -> tuple[Clips, list[Frames]]:
         """``width`` candidates of every prompt of a track, in step: their latents, and the frames of every piece."""
         generator, stream = self.generator, track.stream
@@ -264,14 +273,14 @@ class Windows:
                 video, state = generator.decode(chunk, state)
                 clean.append(chunk)
                 pixels.append(to_frames(video))
+                task.advance()
             videos.append(torch.cat(pixels, 1))
         return Clips(torch.cat(clean, 1), way_to(steps) if self.trajectory else None), videos
 
-    def _chunks(self, piece: Piece) -> Iterator[tuple[int, int, int]]:
+    def _chunks(self, piece: Piece) -> list[tuple[int, int, int]]:
         """(first, end) frame of every chunk of a piece, and its number in the window."""
         size = self.generator.stream.chunk_frames
-        for first in range(piece.first, piece.end, size):
-            yield first, first + size, first // size
+        return [(first, first + size, first // size) for first in range(piece.first, piece.end, size)]
 
     def _past(self, track: Track, place: int, piece: Piece, clean: Latents) -> object:
         """See ``types.Stretch``."""

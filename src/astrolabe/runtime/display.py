@@ -14,7 +14,7 @@ from typing import Protocol, Self, TextIO
 from astrolabe.runtime.progress import Lines, Screen, Task, clock, duration, is_silent, is_terminal
 
 HEADLINE = 2  # numbers that stand behind the time; the rest has a table, where there is room
-COUNTED = {"rollout": "candidates", "rewards": "candidates", "update": "micro-batches"}  # what, in each phase
+COUNTED = {"rollout": "candidates", "rewards": "candidates", "update": "samples"}  # what, in each phase
 REMEMBERED = 10  # steps over which durations and numbers are averaged
 
 

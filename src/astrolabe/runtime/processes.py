@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, Pipe
 import torch
 
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.progress import silence
 from astrolabe.runtime.world import World
 
 PATIENCE = 10.0  # seconds in which a process that is told to end may finish what it writes
@@ -204,6 +205,7 @@ def begin() -> None:
     """What the others do: hear what the work is, and do it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    silence()  # the first one shows how far the work is
     rank, size, pipe, life = map(int, sys.argv[2:6])
     threading.Thread(target=end_with, args=(life,), daemon=True).start()
     link = Member(size, Connection(pipe))
