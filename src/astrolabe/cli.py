@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Interrupted as stop:
         refuse(str(stop), INTERRUPTED)
     except KeyboardInterrupt as stop:  # whoever was at work left a note of what it was
-        refuse(" ".join(["interrupted", "; ".join(getattr(stop, "__notes__", []))]).rstrip(), INTERRUPTED)
+        said = " ".join(["interrupted", "; ".join(getattr(stop, "__notes__", []))]).rstrip()
+        well = stop.__context__  # it may have come when all was done and only being closed
+        refuse(str(well) if isinstance(well, Interrupted) else said, INTERRUPTED)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's: known by name, since torch may not be here
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from astrolabe import cli
+from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.progress import progress
 
 
@@ -18,11 +19,19 @@ def while_loading(*_: object) -> None:
         raise KeyboardInterrupt
 
 
+def while_closing(*_: object) -> None:
+    try:
+        raise Interrupted("stopped after step 3 of 9; the same command goes on from there")
+    finally:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize(
     ("run", "said"),
     [
         (interrupted, "astrolabe: interrupted\n"),
         (while_loading, "astrolabe: interrupted while loading wan.pth, 1.0 of 4.0 GB\n"),
+        (while_closing, "astrolabe: stopped after step 3 of 9; the same command goes on from there\n"),
     ],
 )
 def test_an_interrupt_at_once_says_what_it_interrupted(
