@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from astrolabe.data.prompts import PromptList
 from astrolabe.data.scripts import parse_script, plan, prompts_of
-from astrolabe.experiment import TrainConfig, check_doubt
+from astrolabe.experiment import ModelSettings, TrainConfig, check_doubt
 from astrolabe.rewards.base import Member, Scorer, UncertainReward
 from astrolabe.rewards.opening import Opening
 from astrolabe.rewards.pool import Pool
@@ -72,6 +72,20 @@ def process_count(cfg: TrainConfig) -> int:
     if cfg.processes != "auto":
         return cfg.processes
     return 1 if cfg.single or not cfg.light else min(torch.get_num_threads(), cfg.rollout.batches)
+
+
+def process_count_for(model: ModelSettings, asked: Literal["auto"] | int, pieces: int) -> int:
+    """How many processes make videos that come in so many pieces. UserError for more than one that a model is too large
+    for, or on a GPU."""
+    several = model.light and model.place.startswith("cpu")
+    if asked == "auto":
+        return min(torch.get_num_threads(), pieces) if several else 1
+    if asked > 1 and not several:
+        raise UserError(
+            f"--processes {asked}: only the embedded model is made by several processes, and on the CPU; this is "
+            f"{model.name} on {model.place}"
+        )
+    return asked
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:

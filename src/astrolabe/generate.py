@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +12,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from astrolabe.assembly import process_count_for
 from astrolabe.data.scripts import Script, plan, prompts_of
 from astrolabe.experiment import ModelSettings
 from astrolabe.models.adapters import read_adapter
@@ -31,8 +33,10 @@ from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError, remark, within
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
+from astrolabe.runtime.processes import one_thread, processes
 from astrolabe.runtime.progress import progress, silence
 from astrolabe.runtime.video import Mp4Writer, frame_rate, read_last_frames
+from astrolabe.runtime.world import World, launched
 from astrolabe.shapes.settings import CLIP_FRAMES, FPS
 from astrolabe.types import Latents, TextEmbeddings, Video
 
@@ -59,6 +63,7 @@ class Job:
     latents: bool = False
     start: Path | None = None
     places: Sequence[str] = ()
+    processes: Literal["auto"] | int = "auto"  # that share the videos on the CPU
 
 
 @dataclass(frozen=True)
@@ -85,21 +90,47 @@ class Encoder(Protocol):
 def generate(job: Job) -> Iterator[Path]:
     """Make the videos; gives the path of each when it is whole: ``out/0000.mp4`` and so on, never overwritten.
 
-    Under torchrun every process makes its share of them, on its own device. Raises UserError for what cannot be made,
+    On the CPU several processes share them (``Job.processes``), as those that torchrun starts do, each on its own
+    device. Raises UserError for what cannot be made,
     Interrupted after Ctrl-C: what was at work stays, playable, as ``0000.part.mp4``.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = launched()
     if rank:
         silence()
     own = adapter_of(job.adapter) if job.adapter else None
     # What is made says which adapter made it, even if its run has gone on since.
     job = replace(job, model=on_own_device(job.model), adapter=Path(str(own)) if own else job.adapter)
-    takes = takes_of(job, job.model.stream)[rank::world]
+    takes = takes_of(job, job.model.stream)[rank::size]
+    batches = batches_of(job, takes)
+    count = process_count_for(job.model, job.processes, len(batches)) if size == 1 else 1
     if job.start:
         check_start(job.start)
-    lines = job.out / (f"videos.rank{rank}.jsonl" if world > 1 else "videos.jsonl")
+    lines = job.out / (f"videos.rank{rank}.jsonl" if size > 1 else "videos.jsonl")
     check_free([lines, *(file for take in takes for file in files_of(job, take))], job.out)
+    alone = job.model.light and job.model.place.startswith("cpu")
+    with one_thread(alone), processes(count, follow, job, batches) as world:
+        for made in shares(world, job, batches, None):
+            with lines.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
+            yield from (job.out / line["file"] for line in made)
+
+
+def batches_of(job: Job, takes: Sequence[Take]) -> list[list[Take]]:
+    """What is made side by side: takes of one timing."""
+    found: list[list[Take]] = []
+    for _, alike in groupby(sorted(takes, key=lambda take: take.timing), key=lambda take: take.timing):
+        row = list(alike)
+        found += [row[first : first + job.batch] for first in range(0, len(row), job.batch)]
+    return found
+
+
+def shares(
+    world: World, job: Job, batches: Sequence[Sequence[Take]], interrupt: Interrupt | None
+) -> Iterator[list[dict[str, Any]]]:
+    """Make the batches, every process of a world one at a time; gives the lines of what all of them have made, in
+    order. ``interrupt``: what asks to stop, where that is not a signal to this process."""
     generator, policies = open_generator(job)
+    takes = [take for batch in batches for take in batch]
     text = {prompt: generator.encode_text([prompt]) for prompt in prompts_of([take.script for take in takes])}
     given = read_start(job.start, generator) if job.start else None
     if given is not None and any(take.frames[0] <= given.shape[1] for take in takes):
@@ -108,18 +139,21 @@ def generate(job: Job) -> Iterator[Path]:
         )
     job.out.mkdir(parents=True, exist_ok=True)
     with (
-        lines.open("a", encoding="utf-8", errors="backslashreplace") as file,
-        graceful_interrupt("chunk") as interrupt,
+        nullcontext(interrupt) if interrupt else graceful_interrupt("chunk") as asked,
         policies.using("learner") if policies else nullcontext(),
     ):
-        for _, alike in groupby(sorted(takes, key=lambda take: take.timing), key=lambda take: take.timing):
-            row = list(alike)
-            for first in range(0, len(row), job.batch):
-                batch = row[first : first + job.batch]
-                for take, line in zip(batch, make(job, generator, batch, text, given, interrupt), strict=True):
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                    file.flush()
-                    yield job.out / f"{take.number:04d}.mp4"
+        for first in range(0, len(batches), world.size):
+            own = batches[first + world.rank : first + world.rank + 1]
+            made = [make(job, generator, batch, text, given, asked) for batch in own]
+            yield [line for part in world.gather(made) for lines in part for line in lines]
+
+
+def follow(world: World, job: Job, batches: Sequence[Sequence[Take]]) -> None:
+    """Make videos as one of several processes, behind the first: it is told by SIGTERM when that one stops."""
+    interrupt = Interrupt()
+    signal.signal(signal.SIGTERM, lambda *_: setattr(interrupt, "requested", True))
+    for _ in shares(world, job, batches, interrupt):
+        pass
 
 
 def on_own_device(settings: ModelSettings) -> ModelSettings:

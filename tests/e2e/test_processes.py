@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from astrolabe.cli import main
+from astrolabe.evaluate import evaluate
 from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
 from astrolabe.recipes.shapes import shapes_grpo, shapes_tiny
 from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.training import train
@@ -48,7 +54,7 @@ def streaming(prompts: Path) -> TrainConfig:
         steps=3,
         prompts=str(prompts),
         model=ShapesSettings(dtype="float32"),
-        rollout=RolloutSettings(prompts=3, group_size=3, micro_batch=2, side_by_side=1),
+        rollout=RolloutSettings(prompts=3, group_size=2, micro_batch=1, side_by_side=1),
         window=WindowSettings(
             frames=6, start="choices", choices=(6,), video_frames=18, per_stream=2, credit=0.3, continue_with="best"
         ),
@@ -142,6 +148,59 @@ def test_a_run_of_several_processes_stops_after_the_step_and_leaves_nobody_behin
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert newest == f"step_{len(steps):06d}" and steps == list(range(len(steps)))
+
+
+def test_videos_are_measured_alike_by_any_number_of_processes(tmp_path: Path) -> None:
+    folder = RunFolder(train(replace(shapes_tiny(), steps=1), tmp_path / "run"))
+    found = []
+    for count in (1, 3):
+        result = evaluate(folder, "validation", (1, 2), batch=20, processes=count, long=False)
+        found.append((result | {"seconds": 0}, (folder.path / "evaluation-validation.safetensors").read_bytes()))
+    assert found[0] == found[1]
+
+
+def test_videos_are_made_alike_by_any_number_of_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS + "a red square moving up\na blue circle moving down\n")
+    words = ["generate", "--prompts", str(tmp_path / "prompts.txt"), "--seconds", "3.5", "--latents", "--processes"]
+    for count in ("1", "2"):
+        main([*words, count, "--out", str(tmp_path / count)])
+    one, two = (sorted((tmp_path / count).iterdir()) for count in ("1", "2"))
+    assert [path.name for path in one] == [path.name for path in two] and len(one) == 11
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine.suffix == ".jsonl" or mine.suffix == ".safetensors" or mine.read_bytes() == theirs.read_bytes()
+        if mine.suffix == ".safetensors":
+            assert torch.equal(load_file(mine)["latents"], load_file(theirs)["latents"])
+    orders = [[json.loads(line)["video"] for line in (tmp_path / count / "videos.jsonl").read_text().splitlines()]
+              for count in ("1", "2")]  # fmt: skip
+    assert orders[0] == orders[1] and sorted(orders[0]) == [0, 1, 2, 3, 4]
+    said = capsys.readouterr().out.splitlines()
+    assert [Path(line).name for line in said] == [f"{number:04d}.mp4" for number in orders[0] * 2]
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "shapes_tiny", "--out", "OUT"], ["evaluate", "OUT"], ["demo", "--out", "OUT"]]
+)
+def test_what_torchrun_starts_several_times_over_is_refused_by_all_and_said_by_one(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(tmp_path / "run") if word == "OUT" else word for word in command]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert "torchrun has started 2 processes" in fails(words, capsys)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and capsys.readouterr() == ("", "") and not (tmp_path / "run").exists()
+    monkeypatch.setenv("RANK", "one")
+    assert "RANK=one, WORLD_SIZE=2" in fails(words, capsys)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_processes_is_auto_or_one_or_more(
+    number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["evaluate", str(tmp_path)], ["generate", "--prompt", "a", "--out", str(tmp_path / "out")]):
+        assert "expected auto, or at least 1" in fails([*words, f"--processes={number}"], capsys)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import importlib.util
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_settings
 from astrolabe.recipes import RECIPES
@@ -40,6 +40,23 @@ def configuration_arguments(parser: ArgumentParser, optional: bool = False) -> N
     parser.add_argument(
         "--trust-code", action="store_true", help="run code, install packages, send files that a config or recipe names"
     )
+
+
+def processes_argument(parser: ArgumentParser) -> None:
+    """How many processes share the videos."""
+    parser.add_argument(
+        "--processes", type=process_number, default="auto", metavar="N",
+        help="processes that share the videos on the CPU, to the same bytes (default: auto, a core each)",
+    )  # fmt: skip
+
+
+def process_number(text: str) -> Literal["auto"] | int:
+    """``auto``, or a whole number from 1 on."""
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--processes {text}: expected auto, or at least 1")
+    return int(text)
 
 
 def configured(args: Namespace, rest: Sequence[str], runs: bool = False) -> TrainConfig:

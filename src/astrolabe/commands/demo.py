@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from astrolabe.runtime.progress import progress
+from astrolabe.runtime.world import one_launched
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """A finished demo is kept, and the next one gets a folder of its own."""
+    one_launched("demo")
     import time
 
     with progress("starting"):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from astrolabe.commands.choosing import RUN_HELP
+from astrolabe.commands.choosing import RUN_HELP, processes_argument
 from astrolabe.runtime.progress import progress
+from astrolabe.runtime.world import one_launched
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -18,17 +19,19 @@ def arguments(parser: ArgumentParser) -> None:
         "--split", choices=("test", "validation"), default="test", help="held-out prompts (default: test)"
     )
     parser.add_argument("--no-long", action="store_true", help="leave out the videos of twice the length")
+    processes_argument(parser)
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """Compare, write the result into the run, and show it."""
+    one_launched("evaluate")
     from astrolabe.runs.adapter import the_adapter_of
 
     adapter = the_adapter_of(args.run)
     with progress("starting"):
         from astrolabe.evaluation.paired import evaluate
 
-    show(evaluate(adapter, args.split, long=not args.no_long))
+    show(evaluate(adapter, args.split, long=not args.no_long, processes=args.processes))
 
 
 def show(result: dict[str, Any]) -> None:

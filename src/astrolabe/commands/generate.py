@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model
+from astrolabe.commands.choosing import ADAPTER_HELP, MODEL_FIELDS, chosen_model, processes_argument
 from astrolabe.data.prompts import read_entries
 from astrolabe.data.scripts import DAY, Script, check_length, parse_script, read_script
 from astrolabe.runtime.errors import UserError, within
@@ -31,6 +31,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--start", type=Path, help="an image, or a video whose end is gone on from")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     parser.add_argument("--batch", type=int, default=1, help="videos made side by side (default: 1)")
+    processes_argument(parser)
     parser.add_argument("--latents", action="store_true", help="keep the clean latents too, as safetensors")
     parser.add_argument("--out", type=Path, required=True, help="folder for the videos")
 
@@ -45,7 +46,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
 
     places, scripts = zip(*asked, strict=True)
     for path in generate(Job(scripts, model, args.out, args.adapter, args.seconds, args.frames, args.seed, args.batch,
-                             args.latents, args.start, places)):  # fmt: skip
+                             args.latents, args.start, places, args.processes)):  # fmt: skip
         print(path)
 
 

@@ -16,6 +16,7 @@ from astrolabe.recipes import RECIPES
 from astrolabe.runtime.config import describe
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import progress
+from astrolabe.runtime.world import one_launched
 
 FIELDS = OWN_HELP = True
 WIDTH = 100
@@ -37,6 +38,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         return
     if args.recipe is None:
         raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
+    one_launched("train")
     cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
     from astrolabe.runs.history import Origin
 

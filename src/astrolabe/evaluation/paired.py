@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from astrolabe.assembly import process_count_for
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
+from astrolabe.experiment import TrainConfig
 from astrolabe.models.base import Generator
 from astrolabe.rl.policies import Policies
 from astrolabe.runs.adapter import RunAdapter, the_adapter_of
@@ -20,7 +23,10 @@ from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import claimed, write_whole
+from astrolabe.runtime.processes import one_thread
+from astrolabe.runtime.processes import processes as several
 from astrolabe.runtime.progress import progress
+from astrolabe.runtime.world import ALONE, World
 from astrolabe.shapes.settings import SHORTEST, ShapesSettings
 from astrolabe.types import to_frames
 
@@ -37,9 +43,11 @@ def evaluate(
     seeds: tuple[int, ...] = SEEDS,
     long: bool = True,
     batch: int = 44,
+    processes: Literal["auto"] | int = "auto",
 ) -> dict[str, Any]:
     """Compare a run's adapter with its base and write ``evaluation.json`` (and some videos) into the run; another
-    split, and an adapter other than the finished one, get files of their own names.
+    split, and an adapter other than the finished one, get files of their own names. On the CPU ``processes`` share the
+    videos; auto: as many as torch would use threads.
 
     Returns what was written: for every measure base, aligned, difference and 95 % interval over ``split``; the same by
     window for videos twice as long as the clips trained on.
@@ -52,14 +60,14 @@ def evaluate(
             f"{folder.path} aligned {folder.config().model.name}: held-out prompts and oracles are those of the "
             "shapes world; compare its videos with `astrolabe generate`, with and without --adapter"
         )
-    cfg, generator, policies = open_run(adapter)
-    suite = Suite(split, seeds, cfg.window.frames)
-    if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:
-        raise UserError(
-            f"{folder.path} trained on clips of {suite.frames} latent frames: a quarter of twice that is {window} "
-            f"video frames, and the oracles need {SHORTEST}; leave the long videos out with --no-long"
-        )
-    base, aligned = both(generator, policies, suite, batch)
+    cfg = folder.config()
+    suite, far = suites_of(cfg, split, seeds, long)
+    count = process_count_for(cfg.model, processes, math.ceil(len(suite) / batch))
+    with (
+        one_thread(cfg.light),
+        several(count, follow, adapter, suite, far, batch) as world,
+    ):
+        (base, aligned), *apart = compared(world, adapter, suite, far, batch)
     result: dict[str, Any] = {
         "split": split,
         "adapter": str(adapter),
@@ -69,9 +77,8 @@ def evaluate(
         "measures": {m: asdict(compare(base.scores[m], aligned.scores[m])) for m in MEASURES},
     }
     tensors = {"base": to_frames(base.videos), "aligned": to_frames(aligned.videos)}
-    if long:
-        far = Suite(split, LONG_SEEDS, LONG * cfg.window.frames)
-        far_base, far_aligned = both(generator, policies, far, batch, LONG_WINDOWS)
+    if far:
+        far_base, far_aligned = apart[0]
         result["long"] = {
             "frames": far.frames,
             "videos": len(far),
@@ -90,8 +97,33 @@ def evaluate(
     return result
 
 
+def suites_of(cfg: TrainConfig, split: str, seeds: tuple[int, ...], long: bool) -> tuple[Suite, Suite | None]:
+    """What is measured: clips as long as those trained on, and videos of twice the length."""
+    suite = Suite(split, seeds, cfg.window.frames)
+    if long and (window := 4 * (LONG * suite.frames - 1) // LONG_WINDOWS) < SHORTEST:
+        raise UserError(
+            f"this run trained on clips of {suite.frames} latent frames: a quarter of twice that is {window} video "
+            f"frames, and the oracles need {SHORTEST}; leave the long videos out with --no-long"
+        )
+    return suite, Suite(split, LONG_SEEDS, LONG * cfg.window.frames) if long else None
+
+
+def compared(
+    world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, batch: int
+) -> list[tuple[Measured, Measured]]:
+    """Both suites, or the one there is, by all processes of a world."""
+    _, generator, policies = open_run(adapter)
+    found = [both(generator, policies, suite, batch, world=world)]
+    return found + ([both(generator, policies, far, batch, LONG_WINDOWS, world)] if far else [])
+
+
+def follow(world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, batch: int) -> None:
+    """Measure as one of several processes, behind the first."""
+    compared(world, adapter, suite, far, batch)
+
+
 def both(
-    generator: Generator, policies: Policies, suite: Suite, batch: int, windows: int = 1
+    generator: Generator, policies: Policies, suite: Suite, batch: int, windows: int = 1, world: World = ALONE
 ) -> tuple[Measured, Measured]:
     """The suite under the bare base and under the learner."""
     keep = range(0, len(suite.scenes), max(len(suite.scenes) // KEPT, 1))[:KEPT]
@@ -99,7 +131,7 @@ def both(
     for name, slot in (("base", None), ("aligned", "learner")):
         what = f"evaluating {name}, {suite.frames} latent frames"
         with progress(what, len(suite), "videos") as task, policies.using(slot), torch.no_grad():
-            measured.append(run_suite(generator, suite, keep, batch, windows, task.advance))
+            measured.append(run_suite(generator, suite, keep, batch, windows, task.advance, world))
     return measured[0], measured[1]
 
 

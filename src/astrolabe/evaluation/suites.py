@@ -10,6 +10,7 @@ from torch import Tensor
 
 from astrolabe.models.base import Generator
 from astrolabe.rollout.videos import generate, video_noise
+from astrolabe.runtime.world import ALONE, World
 from astrolabe.shapes.captions import WORDINGS, caption, split
 from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene
@@ -53,36 +54,41 @@ class Measured:
 
 def run_suite(
     generator: Generator, suite: Suite, keep: Sequence[int], batch: int, windows: int = 1,
-    advance: Callable[[float], None] = lambda videos: None,
+    advance: Callable[[float], None] = lambda videos: None, world: World = ALONE,
 ) -> Measured:  # fmt: skip
-    """Generate and judge every video of the suite under the policy in force.
+    """Generate and judge every video of the suite under the policy in force; the processes of a ``world`` share the
+    batches, and all get everything.
 
     Video i of seed s has noise of its own, the same for every policy: comparisons are paired. With ``windows`` the
     video is also cut into that many equal parts, each judged alone (how a long video drifts). The videos of the scenes
     ``keep`` under the first seed are returned.
     """
-    per_seed, per_seed_windows = [], []
-    kept: list[Tensor] = []
-    for seed in suite.seeds:
-        text = generator.encode_text(suite.prompts(seed))
-        whole, cut = [], []
-        for rows in torch.arange(len(text)).split(batch):
-            scenes = [suite.scenes[row] for row in rows.tolist()]
-            _, video = generate(generator, text[rows], suite.frames, video_noise(seed, rows.tolist()))
-            whole.append(verdicts(video, scenes))
-            if windows > 1:
-                cut.append(torch.stack([verdicts(part, scenes) for part in equal_parts(video, windows)], 1))
-            if seed == suite.seeds[0]:
-                kept.extend(video[row - int(rows[0])].cpu() for row in keep if row in rows)
-            advance(len(rows))
-        per_seed.append(torch.cat(whole, 1))
-        if cut:
-            per_seed_windows.append(torch.cat(cut, 2))
-    parts = torch.stack(per_seed_windows, 3) if per_seed_windows else ()
+    scenes = suite.scenes
+
+    def measured(part: tuple[int, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Of a batch: measures [measures, b], those of its parts [measures, parts, b], and videos that are kept."""
+        seed, rows = part
+        text, own = generator.encode_text(suite.prompts(seed)), [scenes[row] for row in rows.tolist()]
+        _, video = generate(generator, text[rows], suite.frames, video_noise(seed, rows.tolist()))
+        cut = [verdicts(one, own) for one in equal_parts(video, windows)] if windows > 1 else []
+        kept = [video[row - int(rows[0])].cpu() for row in keep if row in rows and seed == suite.seeds[0]]
+        advance(len(rows) * world.size)  # the others are about as far
+        return verdicts(video, own), torch.stack(cut, 1) if cut else torch.empty(0), kept
+
+    batches = [(seed, rows) for seed in suite.seeds for rows in torch.arange(len(scenes)).split(batch)]
+    found = list(world.shared(batches, measured, [float(len(rows)) for _, rows in batches]))
+    # Batches follow one another seed by seed: [measures, prompts, seeds], and [measures, windows, prompts, seeds].
+    whole = torch.cat([part for part, _, _ in found], 1).unflatten(1, (len(suite.seeds), -1)).transpose(1, 2)
+    videos = [video for _, _, kept in found for video in kept]
+    cut = (
+        torch.cat([part for _, part, _ in found], 2).unflatten(2, (len(suite.seeds), -1)).transpose(2, 3)
+        if windows > 1
+        else ()
+    )
     return Measured(
-        scores=dict(zip(MEASURES, torch.stack(per_seed, 2), strict=True)),
-        windows=dict(zip(MEASURES, parts, strict=True)) if windows > 1 else {},
-        videos=torch.stack(kept) if kept else torch.empty(0),
+        scores=dict(zip(MEASURES, whole, strict=True)),
+        windows=dict(zip(MEASURES, cut, strict=True)) if windows > 1 else {},
+        videos=torch.stack(videos) if videos else torch.empty(0),
         kept_prompts=tuple(suite.prompts(suite.seeds[0])[row] for row in keep),
     )
 

@@ -83,10 +83,11 @@ class Crew:
             for rank in range(1, size):
                 here, there = Pipe()
                 handles = (there.fileno(), alive)
-                words = [sys.executable, "-P", "-W", "ignore", "-c", BOOT, json.dumps(sys.path), str(rank), str(size)]
+                words = [sys.executable, "-P", "-c", BOOT, json.dumps(sys.path), str(rank), str(size)]
                 self._members.append(
                     subprocess.Popen(
-                        [*words, *map(str, handles)], pass_fds=handles, stdin=subprocess.DEVNULL, process_group=0,
+                        [*words, *map(str, handles)], pass_fds=handles, process_group=0,
+                        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                         env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
                     )
                 )  # fmt: skip
@@ -209,6 +210,7 @@ def begin() -> None:
     rank, size, pipe, life = map(int, sys.argv[2:6])
     threading.Thread(target=end_with, args=(life,), daemon=True).start()
     link = Member(size, Connection(pipe))
+    silence()
     try:
         work, arguments = pickle.loads(link.hear())  # from the process that started this one
         torch.set_num_threads(1)

@@ -8,12 +8,12 @@ the same sum to the bit, however many processes there are. In a world of one not
 from __future__ import annotations
 
 import io
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+from astrolabe.runtime.errors import UserError
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -89,14 +89,18 @@ class _Packer(pickle.Pickler):
     """Tensors as their bytes: a plain pickle would carry the whole storage behind a view."""
 
     def reducer_override(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        import torch  # there already where there is a tensor; a command that is refused needs none of it
+
+        if not isinstance(value, torch.Tensor):
             return NotImplemented
         plain = value.detach().cpu().contiguous()
         content = plain.reshape(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
         return _tensor, (content, plain.dtype, tuple(plain.shape))
 
 
-def _tensor(content: bytes, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _tensor(content: bytes, dtype: Any, shape: tuple[int, ...]) -> Any:
+    import torch
+
     if not content:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
@@ -112,3 +116,28 @@ def packed(value: Any) -> bytes:
 def unpacked(content: bytes) -> Any:
     """The inverse of ``packed``. Only what a process of this very command sent may come here: a pickle can run code."""
     return pickle.loads(content)
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of the processes that torchrun has started for this command: 0 and 1 without it."""
+    try:
+        rank, size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size:
+        said = ", ".join(f"{name}={os.environ.get(name, '')}" for name in ("RANK", "WORLD_SIZE"))
+        raise UserError(f"{said} in the environment: torchrun sets them to whole numbers, the first below the second")
+    return rank, size
+
+
+def one_launched(command: str) -> None:
+    """UserError where torchrun has started ``command`` several times over: each would do all of the work, and be in the
+    others' way. The first says so, the others end without a word."""
+    rank, size = launched()
+    if rank > 0:
+        raise SystemExit(2)
+    if size > 1:
+        raise UserError(
+            f"torchrun has started {size} processes, and {command} cannot share its work among them: start it once, "
+            "without torchrun; on a CPU it starts the processes that it needs (processes)"
+        )
