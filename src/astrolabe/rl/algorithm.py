@@ -22,6 +22,7 @@ from astrolabe.rl.forward import Forward
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.regularisation import Regulariser, drift
 from astrolabe.rl.settings import AlgorithmSettings, ForwardSettings
+from astrolabe.rl.signal import advantage_signal
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Experience, Latents, Metrics, PerSample, Rollout, Scores, Sigmas, Trajectory
 
@@ -82,6 +83,7 @@ class Algorithm(ABC, Generic[Shared]):
         shares = contributions(values, self.weights, self.settings.combine, size)
         trained = scores.names[: len(self.weights)]
         metrics |= {f"contribution/{name}": share.item() for name, share in zip(trained, shares, strict=True)}
+        metrics |= advantage_signal(scores, self.weights, self.settings.combine, size)
         metrics["dropped"] = (~scores.valid).float().mean().item()
         return Experience(rollout, scores, advantages, self.credit(advantages), marked), metrics
 
