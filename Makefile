@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 MYPY   := src tests $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test shapes evidence ablations bench bench-streaming lint clean
+.PHONY: help demo test shapes evidence ablations bench bench-streaming bench-neighbours lint clean
 
 help: ## this page
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ ablations: $(VENV)/.installed-dev ## regularisers, rewards, losses, rivals, five
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.generation
+
+bench-neighbours: $(VENV)/.installed-dev ## a step of the demo beside other busy programs (an hour, on two idle cores)
+	$(BIN)/python -m benchmarks.neighbours
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

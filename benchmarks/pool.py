@@ -44,7 +44,9 @@ def configuration(workers: int) -> TrainConfig:
     base = shapes()
     slow = RewardSettings(name="benchmarks.pool:Slow", worker=WorkerSettings(replicas=max(workers, 1)))
     pool = PoolSettings(backend="ray" if workers else "inline", threads=1)
-    rollout = replace(base.rollout, micro_batch=3)  # four batches for the workers, while the next is made
+    rollout = replace(
+        base.rollout, micro_batch=3, side_by_side=None
+    )  # four batches for the workers, while the next is made
     return replace(base, steps=STEPS, rollout=rollout, rewards=(slow,), pool=pool)
 
 
