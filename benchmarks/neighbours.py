@@ -29,7 +29,7 @@ from astrolabe.recipes.shapes import shapes
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.shapes.settings import ShapesSettings
-from astrolabe.train import train
+from astrolabe.training import train
 from benchmarks.provenance import write_result
 
 RESULT = Path("benchmarks/results/neighbours.json")
@@ -66,7 +66,7 @@ def one(way: str) -> dict[str, float]:
     """Both, one way, in this process."""
     processes, threads = WAYS[way]
     # The package computes on one thread; what two would take is part of the question.
-    kept = [patch(f"astrolabe.{name}.one_thread", lambda *_: nullcontext()) for name in ("train", "generate")]
+    kept = [patch(f"astrolabe.{name}.one_thread", lambda *_: nullcontext()) for name in ("training", "generate")]
     with kept[0] if threads > 1 else nullcontext(), kept[1] if threads > 1 else nullcontext():
         return {"step_seconds": round(steps(processes), 2), "videos_seconds": round(videos(processes), 2)}
 

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from astrolabe.cli import main
-from astrolabe.evaluate import evaluate
+from astrolabe.evaluation.paired import evaluate
 from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
 from astrolabe.recipes.shapes import shapes_grpo, shapes_tiny
 from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
