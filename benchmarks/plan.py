@@ -40,7 +40,6 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.clock import Clock
 from astrolabe.runtime.config import override
-from astrolabe.shapes.settings import FPS
 from astrolabe.trainer import Eye
 from astrolabe.types import Experience, Scores
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
@@ -132,7 +131,7 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
     generator, policies = real(cfg, build)
     generator.transformer.gradient_checkpointing = cfg.optimizer.gradient_checkpointing
     algorithm, optimizer = make_algorithm(cfg), make_optimizer(policies, cfg.optimizer)
-    windows = Windows(generator, cfg.rollout, cfg.window, FPS)
+    windows = Windows(generator, cfg.rollout, cfg.window)
     prompts = [f"a red circle moving left{'.' * i}" for i in range(cfg.rollout.prompts)]
     for step in range(2):
         reset_peak()

@@ -86,7 +86,7 @@ class Training:
         self.optimizer = make_optimizer(self.policies, self.options)
         self.algorithm = NFT(NFTSettings(beta=1.0, behavior_keep=0.9), (1.0,))
         rollout = RolloutSettings(prompts=prompts, group_size=group, micro_batch=micro_batch)
-        self.windows = Windows(self.generator, rollout, WindowSettings(frames=WINDOW, video_frames=4098), 16)
+        self.windows = Windows(self.generator, rollout, WindowSettings(frames=WINDOW, video_frames=4098))
 
     def begin(self, start: int) -> None:
         """New streams, as far as ``start``."""
@@ -155,7 +155,7 @@ def rollout_ratio(group: int) -> dict[str, float]:
     """How many times faster candidates of one history are than candidates from the beginning."""
     generator, prompts = model(), ["a", "b"]
     settings = RolloutSettings(prompts=len(prompts), group_size=group, micro_batch=min(group, 8))
-    windows = Windows(generator, settings, WindowSettings(frames=WINDOW, video_frames=PREFIX + WINDOW), 16)
+    windows = Windows(generator, settings, WindowSettings(frames=WINDOW, video_frames=PREFIX + WINDOW))
 
     def shared() -> None:
         windows.begin(prompts, [parse_script(line) for line in prompts], 0, PREFIX)

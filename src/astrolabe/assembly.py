@@ -21,7 +21,6 @@ from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.guards import Watch
 from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.settings import FPS
 
 
 def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
@@ -31,7 +30,7 @@ def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
 
 def opening_of(cfg: TrainConfig) -> Opening:
     """What makes the rewards of a run."""
-    return Opening(cfg.seed, float(FPS), cfg.model.stream.chunk_frames)
+    return Opening(cfg.seed, float(cfg.model.stream.fps), cfg.model.stream.chunk_frames)
 
 
 def make_rewards(cfg: TrainConfig) -> list[Member]:
@@ -135,13 +134,13 @@ def check_windows(cfg: TrainConfig, prompts: PromptList | None, algorithm: Algor
     window.check(stream)
     chunk = stream.chunk_frames
     algorithm.level_table(stream, 1 + (window.length - 1) // chunk)
-    seconds = (4 * window.length - 3) / FPS
+    seconds = stream.seconds(window.length)
     if prompts is None:
         return
     for line in dict.fromkeys(prompts.prompts):
         script = parse_script(line)
         with prompts.at(line):
-            plan(script, seconds, FPS, chunk)
+            plan(script, seconds, stream)
         if len(script) > 1 and stream.sink_frames % chunk and any(shot.enter == "switch" for shot in script[1:]):
             raise UserError(
                 f"model.sink_frames={stream.sink_frames} is not whole chunks of {chunk}, and the prompt {line!r} "

@@ -37,10 +37,9 @@ from astrolabe.runtime.processes import one_thread, processes
 from astrolabe.runtime.progress import progress, silence
 from astrolabe.runtime.video import Mp4Writer, frame_rate, read_last_frames
 from astrolabe.runtime.world import World, launched
-from astrolabe.shapes.settings import CLIP_FRAMES, FPS
+from astrolabe.shapes.settings import FPS
 from astrolabe.types import Latents, TextEmbeddings, Video
 
-TRAINED_FRAMES = 21  # latent frames of the clips that the released models were distilled on
 SMALL = 128  # pixels: smaller videos are written larger, to be looked at
 
 
@@ -183,22 +182,21 @@ def takes_of(job: Job, stream: StreamConfig) -> list[Take]:
         written = [shot.seconds for shot in script]
         if job.frames is not None:
             stream.chunks(job.frames)
-            total = (4 * job.frames - 3) / FPS
+            total = stream.seconds(job.frames)
         elif job.seconds is not None:
             total = job.seconds
         elif None not in written:
             total = sum(seconds for seconds in written if seconds)
         else:
-            clip = CLIP_FRAMES if not isinstance(job.model, ReleasedSettings) else TRAINED_FRAMES
-            total = (4 * clip - 3) / FPS
+            total = stream.seconds(job.model.clip_frames)
         with within(job.places[number]) if job.places else nullcontext():
-            takes.append(Take(number, script, plan(script, total, FPS, stream.chunk_frames)))
+            takes.append(Take(number, script, plan(script, total, stream)))
     longest, settings = max(sum(take.frames) for take in takes), job.model
     endless = stream.window_frames is None and stream.rebuild_frames is None
-    if isinstance(settings, ReleasedSettings) and endless and longest > TRAINED_FRAMES:
+    if endless and longest > settings.clip_frames:
         print(
-            f"astrolabe: {settings.name} remembers all {longest} latent frames (trained on {TRAINED_FRAMES}): memory "
-            f"grows; --model.window_frames {TRAINED_FRAMES} --model.positions relative bounds it",
+            f"astrolabe: {settings.name} remembers all {longest} latent frames (trained on {settings.clip_frames}): memory "
+            f"grows; --model.window_frames {settings.clip_frames} --model.positions relative bounds it",
             file=sys.stderr,
         )
     return takes
@@ -231,16 +229,20 @@ def read_start(path: Path, generator: WanGenerator) -> Latents:
     latents [1, f, c, h, w]."""
     stream, codec = generator.stream, generator.codec
     assert isinstance(codec, Encoder)
-    most = (stream.window_frames or TRAINED_FRAMES) // stream.chunk_frames * stream.chunk_frames
+    most = (stream.window_frames or ReleasedSettings.clip_frames) // stream.chunk_frames * stream.chunk_frames
     _, rows, columns = generator.latent_shape
-    video = read_last_frames(path, 4 * most - 3, 8 * rows, 8 * columns, float(FPS))
-    latent_frames = (len(video) + 3) // 4 // stream.chunk_frames * stream.chunk_frames
+    video = read_last_frames(path, stream.video_frames(most), 8 * rows, 8 * columns, float(stream.fps))
+    latent_frames = stream.latent_frames(len(video)) // stream.chunk_frames * stream.chunk_frames
     if len(video) > 1 and not latent_frames:
-        least = 4 * stream.chunk_frames - 3
+        least = stream.video_frames(stream.chunk_frames)
         raise UserError(
-            f"{path}: has {len(video)} frames at {FPS} a second; a chunk is {least}. Name a longer video, or an image"
+            f"{path}: has {len(video)} frames at {stream.fps} a second; a chunk is {least}. Name a longer video, or an "
+            "image"
         )
-    video = video.expand(4 * stream.chunk_frames - 3, -1, -1, -1) if len(video) == 1 else video[3 - 4 * latent_frames :]
+    if len(video) == 1:
+        video = video.expand(stream.video_frames(stream.chunk_frames), -1, -1, -1)
+    else:
+        video = video[-stream.video_frames(latent_frames) :]
     return codec.encode(video[None].to(generator.device))
 
 
@@ -250,7 +252,7 @@ def make(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Make takes of one timing side by side; gives the line of each."""
     total = sum(takes[0].frames)
-    writers = [Mp4Writer(files_of(job, take)[0], FPS, scale_of(generator)) for take in takes]
+    writers = [Mp4Writer(files_of(job, take)[0], generator.stream.fps, scale_of(generator)) for take in takes]
     kept: list[Latents] = []
     began, first_frame = time.monotonic(), 0.0
     name = f"making {takes[0].number:04d}.mp4" + (f" and {len(takes) - 1} more" if takes[1:] else "")

@@ -31,7 +31,6 @@ from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.processes import one_thread, processes
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, summary_writer
 from astrolabe.runtime.world import World
-from astrolabe.shapes.settings import FPS
 from astrolabe.trainer import Trainer
 
 
@@ -104,7 +103,7 @@ def assembled(cfg: TrainConfig, prompts: PromptList, algorithm: Algorithm[Any], 
         policies = make_policies(cfg, generator)
         optimizer = make_optimizer(policies, cfg.optimizer)
         whole = any(member.span == "video" for member in suite)
-        windows = Windows(generator, cfg.rollout, cfg.window, FPS, whole, algorithm.needs_trajectory, world)
+        windows = Windows(generator, cfg.rollout, cfg.window, whole, algorithm.needs_trajectory, world)
         yield Trainer(cfg, generator, prompts, suite, scorer, policies, algorithm, optimizer, windows, watch,
                       world=world)  # fmt: skip
 
@@ -160,7 +159,8 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 (out / "samples").mkdir(exist_ok=True)
                 save_tensors(out / "samples" / f"step_{step:06d}.safetensors", *turn.shown)
                 if board:
-                    board.show(step, "candidates", turn.shown.tensors["video"], FPS, turn.shown.metadata["prompt"])
+                    board.show(step, "candidates", turn.shown.tensors["video"], cfg.model.stream.fps,
+                               turn.shown.metadata["prompt"])  # fmt: skip
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
             if interrupt.requested:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from astrolabe.data.scripts import Shot, escaped, frames_of, parse_script, plan, read_script, script_line
 from astrolabe.runtime.errors import UserError
+from tests.conftest import tiny_stream
 
 
 def test_the_line_of_the_documentation() -> None:
@@ -139,21 +140,21 @@ LENGTHS = [(5.0625, 3, 21), (30, 3, 120), (600, 3, 2400), (0.1, 1, 1), (1, 1, 5)
 
 @pytest.mark.parametrize("seconds, chunk, frames", LENGTHS)
 def test_lengths_become_whole_chunks(seconds: float, chunk: int, frames: int) -> None:
-    assert frames_of(seconds, 16, chunk) == frames
+    assert frames_of(seconds, tiny_stream(chunk)) == frames
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.01, 1e308, float("nan"), float("inf")])
 def test_lengths_that_no_chunking_fits_are_refused(seconds: float) -> None:
     with pytest.raises(UserError, match="seconds="):
-        frames_of(seconds, 16, 3)
+        frames_of(seconds, tiny_stream())
 
 
 def test_open_shots_share_what_is_left_and_the_whole_is_exact() -> None:
     script = parse_script("a[5s] | b | c")
-    lengths = plan(script, 30, 16, 3)
-    assert sum(lengths) == frames_of(30, 16, 3) and all(length % 3 == 0 for length in lengths)
+    lengths = plan(script, 30, tiny_stream())
+    assert sum(lengths) == frames_of(30, tiny_stream()) and all(length % 3 == 0 for length in lengths)
     assert abs(lengths[1] - lengths[2]) <= 3
     with pytest.raises(UserError, match="leave nothing"):
-        plan(parse_script("a[5s] | b"), 5, 16, 3)
+        plan(parse_script("a[5s] | b"), 5, tiny_stream())
     with pytest.raises(UserError, match="shorter than a chunk"):
-        plan(parse_script("a[5s] | b[0.1s] | c"), 9, 16, 3)
+        plan(parse_script("a[5s] | b[0.1s] | c"), 9, tiny_stream())

@@ -54,7 +54,7 @@ def experience_of(
     """Candidates of a window at ``start``, with random credit."""
     rollout = RolloutSettings(prompts=len(prompts), group_size=group, micro_batch=group)
     video = 18 if model.stream.chunk_frames != 2 else 24
-    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=video), 16)
+    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=video))
     with policies.using("behavior"):
         windows.begin(prompts, [parse_script(line) for line in prompts], 1, start)
         made = windows.candidates(7)
@@ -124,7 +124,7 @@ def test_the_gradient_is_that_of_one_masked_sequence_and_none_reaches_the_past(s
     model = tiny_world(stream)
     policies = policies_of(model)
     rollout = RolloutSettings(prompts=1, group_size=3, micro_batch=3)
-    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=18), 16)
+    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=18))
     with policies.using("behavior"):
         windows.open(["a cat"], [parse_script("a cat")], 1)
         chunks = [windows.tracks[0].stream.step().latents for _ in range(start // stream.chunk_frames)]

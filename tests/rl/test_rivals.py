@@ -74,7 +74,7 @@ def experience_of(
 ) -> Experience:  # fmt: skip
     """Candidates with their trajectory, credit at random."""
     rollout = RolloutSettings(prompts=len(prompts), group_size=3, micro_batch=2)
-    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=18), 16, trajectory=True)
+    windows = Windows(model, rollout, WindowSettings(frames=6, video_frames=18), trajectory=True)
     with policies.using("behavior"):
         windows.begin(prompts, [parse_script(line) for line in prompts], 1, start)
         made = windows.candidates(7)

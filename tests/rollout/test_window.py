@@ -44,7 +44,7 @@ def windows_of(
 ) -> Windows:  # fmt: skip
     """Streams that stand at ``start``."""
     rollout = RolloutSettings(prompts=len(prompts), group_size=group, micro_batch=micro_batch)
-    made = Windows(model, rollout, WindowSettings(frames=frames, video_frames=video, credit=credit), FPS)
+    made = Windows(model, rollout, WindowSettings(frames=frames, video_frames=video, credit=credit))
     made.begin(prompts, [parse_script(line) for line in prompts], 1, start)
     return made
 

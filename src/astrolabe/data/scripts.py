@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from astrolabe.models.wan.config import StreamConfig
 from astrolabe.runtime.errors import UserError, within
 
 Enter = Literal["switch", "cut"]
@@ -158,17 +159,18 @@ def read_script(path: Path | str) -> Script:
     return tuple(shots)
 
 
-def frames_of(seconds: float, fps: int, chunk: int) -> int:
-    """Latent frames nearest to a length: whole chunks, at least one; each is four video frames, the first one alone."""
+def frames_of(seconds: float, stream: StreamConfig) -> int:
+    """Latent frames nearest to a length: whole chunks, at least one."""
     check_length(seconds, f"seconds={seconds:g}")
-    chunks = (seconds * fps + 3) / (4 * chunk)
+    stride, chunk = stream.latent_stride, stream.chunk_frames
+    chunks = (seconds * stream.fps + stride - 1) / (stride * chunk)
     if chunks < 0.5:
-        shortest = (4 * chunk - 3) / fps
+        shortest = stream.seconds(chunk)
         raise UserError(f"seconds={seconds:g} is less than half a chunk; the shortest video has {shortest:.2f} s")
     return max(round(chunks), 1) * chunk
 
 
-def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
+def plan(script: Script, total: float, stream: StreamConfig) -> tuple[int, ...]:
     """Latent frames of every shot for a video of ``total`` seconds; shots without a length share what is left."""
     check_length(total, f"seconds={total:g}")
     known = sum(shot.seconds for shot in script if shot.seconds is not None)
@@ -177,17 +179,18 @@ def plan(script: Script, total: float, fps: int, chunk: int) -> tuple[int, ...]:
     if open_shots and left <= 0:
         raise UserError(f"the script's lengths add up to {known:g} s; {total:g} s leave nothing for the other shots")
     share = left / open_shots if open_shots else 0.0
-    if not open_shots and frames_of(known, fps, chunk) != frames_of(total, fps, chunk):
+    if not open_shots and frames_of(known, stream) != frames_of(total, stream):
         raise UserError(
             f"the script lasts {known:g} s and {total:g} s were asked for; leave out either, or the length of a shot"
         )
     ends, place = [], 0.0
     for shot in script:
         place += share if shot.seconds is None else shot.seconds
-        ends.append(frames_of(place, fps, chunk))
+        ends.append(frames_of(place, stream))
     lengths = [end - begin for begin, end in pairwise([0, *ends])]
-    if short := [shot.prompt for shot, length in zip(script, lengths, strict=True) if length < chunk]:
-        raise UserError(f"shot {short[0]!r} is shorter than a chunk ({4 * chunk / fps:.2f} s); make it longer")
+    if short := [shot.prompt for shot, length in zip(script, lengths, strict=True) if length < stream.chunk_frames]:
+        seconds = stream.latent_stride * stream.chunk_frames / stream.fps
+        raise UserError(f"shot {short[0]!r} is shorter than a chunk ({seconds:.2f} s); make it longer")
     return tuple(lengths)
 
 

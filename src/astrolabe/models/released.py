@@ -13,7 +13,6 @@ WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, freq_d
 PARAMETERS = {WAN_1_3B: 1.419e9, WAN_14B: 14.29e9}
 LATENT_SHAPE = (16, 60, 104)  # 480 x 832 pixels
 FRAME_TOKENS = 60 * 104 // 4
-FPS = 16
 
 WAN_REPOSITORY = "Wan-AI/Wan2.1-T2V-1.3B"
 VAE_FILE = "Wan2.1_VAE.pth"
@@ -57,7 +56,7 @@ class ReleasedModel:
 
     def cache_bytes(self, seconds: float) -> int:
         """Bytes of the key-value cache of one 480 x 832 stream that has run for so many seconds, in bfloat16."""
-        frames = 1 + int(seconds * FPS) // 4
+        frames = self.stream.latent_frames(int(seconds * self.stream.fps))
         if self.stream.window_frames is not None:
             frames = min(frames, self.stream.window_frames)
         return self.wan.cache_bytes(1, frames, FRAME_TOKENS, itemsize=2)
@@ -120,6 +119,7 @@ def table(names: Sequence[str] = tuple(RELEASED)) -> list[dict[str, str]]:
     rows = []
     for model in (released(name) for name in names):
         stream = model.stream
+        cache = model.cache_bytes(stream.seconds(21))
         steps = "/".join(str(step) for step in stream.denoising_steps)
         if stream.first_chunk_steps:
             steps += f" (first chunk {'/'.join(str(step) for step in stream.first_chunk_steps)})"
@@ -131,7 +131,7 @@ def table(names: Sequence[str] = tuple(RELEASED)) -> list[dict[str, str]]:
                 "window": "all" if stream.window_frames is None else str(stream.window_frames),
                 "sink": str(stream.sink_frames),
                 "steps": steps,
-                "memory": f"{model.weight_bytes / 1e9:.1f} GB + {model.cache_bytes(81 / FPS) / 1e9:.1f} GB cache (5 s)",
+                "memory": f"{model.weight_bytes / 1e9:.1f} GB + {cache / 1e9:.1f} GB cache (5 s)",
                 "licence": model.licence,
                 "note": model.note,
             }

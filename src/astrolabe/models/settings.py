@@ -26,6 +26,7 @@ ReleasedName = Literal[
 class ReleasedSettings:
     """A released model: where its files are, and how it streams."""
 
+    clip_frames: ClassVar[int] = 21  # latent frames of the clips that the released models were distilled on
     oracles: ClassVar[bool] = False  # whether the oracles of the shapes world can judge its videos
     lists: ClassVar[tuple[str, ...]] = ()  # of prompts that it brings along
     light: ClassVar[bool] = False  # small enough to be held by several processes at once

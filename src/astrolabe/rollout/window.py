@@ -136,10 +136,10 @@ class Windows:
     """
 
     def __init__(
-        self, generator: Generator, rollout: RolloutSettings, window: WindowSettings, fps: int,
+        self, generator: Generator, rollout: RolloutSettings, window: WindowSettings,
         whole: bool = False, trajectory: bool = False, world: World = ALONE,
     ):  # fmt: skip
-        self.generator, self.rollout, self.window, self.fps = generator, rollout, window, fps
+        self.generator, self.rollout, self.window = generator, rollout, window
         self.world = world
         self.whole, self.trajectory = whole or window.credit > 0, trajectory
         self.prompts: tuple[str, ...] = ()
@@ -175,9 +175,9 @@ class Windows:
 
     def open(self, prompts: Sequence[str], scripts: Sequence[Script], seed: int) -> None:
         """New streams without a frame; UserError when a script does not fit the length of the video."""
-        self.prompts, chunk = tuple(prompts), self.generator.stream.chunk_frames
-        seconds = (4 * self.window.length - 3) / self.fps
-        timings = [(plan(script, seconds, self.fps, chunk), tuple(shot.enter for shot in script)) for script in scripts]
+        self.prompts, model = tuple(prompts), self.generator.stream
+        seconds = model.seconds(self.window.length)
+        timings = [(plan(script, seconds, model), tuple(shot.enter for shot in script)) for script in scripts]
         self.tracks = []
         for groups in tracks_of(timings, self.rollout.side_by_side or len(timings)):
             timing = timings[groups[0]]

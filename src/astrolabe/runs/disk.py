@@ -33,7 +33,7 @@ def stream_bytes(cfg: TrainConfig, wan: WanConfig) -> int:
     frames = min(model.stream.window_frames or length, length)
     cache = wan.cache_bytes(1, frames, rows * columns // 4, torch_dtype(model.dtype, model.place).itemsize)
     judged = cfg.window.credit > 0 or any(reward.span == "video" for reward in cfg.rewards)
-    return cache + decoder_bytes(model) + judged * (4 * length - 3) * 3 * 64 * rows * columns
+    return cache + decoder_bytes(model) + judged * model.stream.video_frames(length) * 3 * 64 * rows * columns
 
 
 def decoder_bytes(model: ModelSettings) -> int:

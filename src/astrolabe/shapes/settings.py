@@ -36,6 +36,7 @@ HARD = ("bounce", "pulse", "cross")  # words of the scenes that the model gets w
 class ShapesSettings:
     """The embedded model."""
 
+    clip_frames: ClassVar[int] = CLIP_FRAMES  # latent frames of the clips that it was made for
     oracles: ClassVar[bool] = True  # whether the oracles of the shapes world can judge its videos
     lists: ClassVar[tuple[str, ...]] = ("train", "practice")  # of prompts that it brings along
     light: ClassVar[bool] = True  # small enough to be held by several processes at once
