@@ -195,8 +195,8 @@ def takes_of(job: Job, stream: StreamConfig) -> list[Take]:
     endless = stream.window_frames is None and stream.rebuild_frames is None
     if endless and longest > settings.clip_frames:
         print(
-            f"astrolabe: {settings.name} remembers all {longest} latent frames (trained on {settings.clip_frames}): memory "
-            f"grows; --model.window_frames {settings.clip_frames} --model.positions relative bounds it",
+            f"astrolabe: {settings.name} remembers all {longest} latent frames (trained on {settings.clip_frames}): "
+            f"memory grows; --model.window_frames {settings.clip_frames} --model.positions relative bounds it",
             file=sys.stderr,
         )
     return takes
