@@ -268,8 +268,19 @@ def save_yaml(cfg: Any, path: Path | str) -> None:
 
 def yaml_of(cfg: Any) -> str:
     """Every setting of ``cfg`` as YAML, in the order written in its class."""
-    text: str = yaml.safe_dump(to_dict(cfg), sort_keys=False, width=120, allow_unicode=True)
+    text: str = yaml.dump(to_dict(cfg), Dumper=Readable, sort_keys=False, width=120, allow_unicode=True)
     return text
+
+
+class Readable(yaml.SafeDumper):
+    """Writes text as it reads, but for U+0085: PyYAML takes that for the end of a line unless it is escaped."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Between double quotes where something must be escaped."""
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+Readable.add_representer(str, Readable.represent_str)
 
 
 def load_yaml(cls: type[T], path: Path | str) -> T:
