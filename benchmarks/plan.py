@@ -40,7 +40,7 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, one_of, run_program, whole
 from astrolabe.runtime.clock import Clock
 from astrolabe.runtime.config import override
-from astrolabe.trainer import Eye
+from astrolabe.trainer import Scoring
 from astrolabe.types import Experience, Scores
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak
 from benchmarks.provenance import write_result
@@ -141,9 +141,9 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
             with clock.phase("history"):
                 windows.begin(prompts, [parse_script(line) for line in prompts], step, start)
             rows = cfg.rollout.prompts * cfg.rollout.group_size
-            eye = Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, clock)
+            scoring = Scoring(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, clock)
             with clock.phase("rollout"):
-                rollout = windows.candidates(step, see=eye.see)
+                rollout = windows.candidates(step, see=scoring.see)
         # Credit at random: weights at random make videos that are all alike.
         credit = torch.randn(len(rollout.latents), generator=torch.Generator().manual_seed(step))
         scores = Scores(("credit",), credit[:, None])

@@ -44,7 +44,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.arguments import Parser, run_program, whole
 from astrolabe.runtime.clock import Clock
-from astrolabe.trainer import Eye
+from astrolabe.trainer import Scoring
 from astrolabe.types import Experience, Rollout, Scores, TextEmbeddings
 from benchmarks import generation
 from benchmarks.measuring import GIVE_BACK, at_rest, peak_of_process, reset_peak, resident
@@ -96,17 +96,17 @@ class Training:
     def step(self, seed: int = 0) -> None:
         """Candidates, scores, an update with credit at random, and on with one of them."""
         with self.policies.using("behavior"):
-            eye = self.eye()
-            with eye.clock.phase("rollout"):
-                rollout = self.windows.candidates(seed, see=eye.see)
+            scoring = self.scoring()
+            with scoring.clock.phase("rollout"):
+                rollout = self.windows.candidates(seed, see=scoring.see)
         self.learn(rollout, seed)
         with self.policies.using("behavior"):
             self.windows.go_on(rollout.latents, [0] * len(self.prompts))
 
-    def eye(self) -> Eye:
-        """One reward that looks at candidates as they come."""
+    def scoring(self) -> Scoring:
+        """One reward that scores candidates as they come."""
         rows = self.windows.rollout.prompts * self.windows.rollout.group_size
-        return Eye(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, Clock())
+        return Scoring(Scorer([Member(ANY_VIDEO["pixel_motion"])], rows), None, Clock())
 
     def learn(self, rollout: Rollout, seed: int, anchored: int = 0) -> None:
         """The update, some samples anchored; videos of random weights are all alike: their scores say nothing."""
@@ -317,7 +317,7 @@ def by_phase(run: Training) -> dict[str, float]:
 
         return call
 
-    eye = run.eye()
+    scoring = run.scoring()
     generator, optimizer = run.generator, run.optimizer
     began = time.monotonic()
     with (
@@ -328,10 +328,10 @@ def by_phase(run: Training) -> dict[str, float]:
         patched(Tensor, "backward", timed("backward", Tensor.backward)),
         patched(Windows, "candidates", timed("rollout", Windows.candidates)),
     ):
-        with run.policies.using("behavior"), eye.clock.phase("rollout"):
-            rollout = run.windows.candidates(0, None, eye.see)
+        with run.policies.using("behavior"), scoring.clock.phase("rollout"):
+            rollout = run.windows.candidates(0, None, scoring.see)
         run.learn(rollout, 0, ANCHORED)
-    spent["reward"] = eye.clock.seconds["rewards"]
+    spent["reward"] = scoring.clock.seconds["rewards"]
     spent["rollout"] -= spent["decode"] + spent["reward"]
     names = ("rollout", "decode", "reward", "context", "behavior", "learner", "backward", "reference", "optimizer")
     return {name: round(spent[name], 3) for name in names} | {"whole step": round(time.monotonic() - began, 3)}

@@ -44,10 +44,10 @@ class Trainer:
     on_change: Listener = nobody  # hears the phases of a step
     world: World = ALONE  # the processes that share the work
 
-    def step(self, step: int) -> Turn:
+    def step(self, step: int) -> StepResult:
         """One step, by all processes: what came of it."""
         self.world.first(step)
-        return self.turn(step)
+        return self.perform(step)
 
     def begin(self, start: int) -> None:
         """Let all processes begin where this one stands, before step ``start``."""
@@ -59,24 +59,24 @@ class Trainer:
         start, state = self.world.first(nothing)
         self.restore(state, start)
         while True:
-            self.turn(self.world.first(0))
+            self.perform(self.world.first(0))
 
-    def turn(self, step: int) -> Turn:
-        """Rollout, scores, credit, update: one turn of the method, on one window of the streams."""
+    def perform(self, step: int) -> StepResult:
+        """Rollout, scores, credit, update: one step of the method, on one window of the streams."""
         cfg, clock = self.cfg, Clock(self.on_change)
-        number, turn = divmod(step, cfg.window.per_stream)
+        number, window = divmod(step, cfg.window.per_stream)
         self.make_room("rollout")
         with clock.phase("history"), self.policies.using("behavior"):
-            if turn == 0:
+            if window == 0:
                 batch, seed, start = self.streams(number)
                 self.windows.begin(batch, [parse_script(line) for line in batch], seed, start)
             place = self.windows.position
-        eye = self.eye(cfg.rollout.group_size, clock)
+        scoring = self.scoring(cfg.rollout.group_size, clock)
         with clock.phase("rollout", cfg.rollout.prompts * cfg.rollout.group_size), self.policies.using("behavior"):
-            rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"), see=eye.see)
+            rollout = self.windows.candidates(draw(cfg.seed, step, "rollout"), see=scoring.see)
         with clock.phase("rewards"):
-            scores = eye.scores(rollout.latents, cfg.max_dropped)
-            alarms, metrics, better = self.compare_with_base(rollout, scores, eye, step)
+            scores = scoring.scores(rollout.latents, cfg.max_dropped)
+            alarms, metrics, better = self.compare_with_base(rollout, scores, scoring, step)
             best = self.policies.copy("behavior") if better else None
         with clock.phase("update"):
             experience, credit = self.algorithm.prepare(rollout, scores, rng_for(cfg.seed, step, "anchor"))
@@ -87,13 +87,13 @@ class Trainer:
                 self.algorithm.regulariser.refresh(self.policies)
                 metrics["reference_age"] = 0.0
         with clock.phase("commit"):
-            if turn + 1 < cfg.window.per_stream:
+            if window + 1 < cfg.window.per_stream:
                 self.make_room("rollout")
                 with self.policies.using("behavior"):
                     self.windows.go_on(rollout.latents, self.chosen(experience, step))
         seconds = {f"seconds/{name}": spent for name, spent in clock.seconds.items()}
         metrics |= {"window": float(place)} | credit_metrics(experience) | seconds
-        return Turn(metrics, alarms, best, shown, eye.scorer.refusals)
+        return StepResult(metrics, alarms, best, shown, scoring.scorer.refusals)
 
     def learn(self, experience: Experience, step: int, reach: Callable[[int, int], None]) -> Metrics:
         """One update, at the rate of the step."""
@@ -111,23 +111,25 @@ class Trainer:
         """Whether a group of this step is kept for the report: now and then, and of the last."""
         return step % self.cfg.sample_every == 0 or step + 1 == self.cfg.steps or self.watch.stopped
 
-    def eye(self, group_size: int, clock: Clock) -> Eye:
-        """What looks at candidates while they are made."""
+    def scoring(self, group_size: int, clock: Clock) -> Scoring:
+        """What scores candidates while they are made."""
         scorer = self.scorer(self.cfg.rollout.prompts * group_size)
-        return Eye(scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None, clock, self.world)
+        return Scoring(
+            scorer, Meter(self.generator.stream.chunk_frames) if self.watch.wanted else None, clock, self.world
+        )
 
     def compare_with_base(
-        self, rollout: Rollout, scores: Scores, eye: Eye, step: int
+        self, rollout: Rollout, scores: Scores, scoring: Scoring, step: int
     ) -> tuple[list[Alarm], Metrics, bool]:
         """What guards and judges see: this rollout, and a few clips that the base makes in the same place and history.
         Last, whether the judges have never found it as much better."""
-        other = self.eye(BASE_CLIPS, eye.clock)
-        if eye.meter is None or other.meter is None:
+        other = self.scoring(BASE_CLIPS, scoring.clock)
+        if scoring.meter is None or other.meter is None:
             return [], {}, False
         with self.policies.using(None):
             base = self.windows.candidates(draw(self.cfg.seed, step, "base"), BASE_CLIPS, other.see)
         normal = other.scores(base.latents, max_dropped=1.0)
-        own, usual = compared((eye.meter, rollout), (other.meter, base))
+        own, usual = compared((scoring.meter, rollout), (other.meter, base))
         means = [{n: s.column(n).nanmean().item() for n in s.names} for s in (scores, normal)]
         alarms, metrics = self.watch.see(own | means[0], usual | means[1])
         better = self.watch.judge(means[0], means[1])
@@ -191,8 +193,8 @@ class Trainer:
 
 
 @dataclass
-class Eye:
-    """Judges and measures candidates as they come, in a phase of its own within theirs."""
+class Scoring:
+    """Judges and measures candidates as they come, in a phase of its own within the rollout."""
 
     scorer: Scorer
     meter: Meter | None
@@ -201,7 +203,7 @@ class Eye:
     seen: set[int] = field(default_factory=set)
 
     def see(self, part: Footage) -> None:
-        """Look at some of them."""
+        """Score some of them."""
         with self.clock.phase("rewards"):
             self.scorer.see(part)
             if self.meter:
@@ -221,9 +223,9 @@ class Eye:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What came of a step; ``best``: the acting adapter, if the judges were never as content with it as now; ``shown``:
-    a group for the report; ``refusals``: what rewards could not judge."""
+class StepResult:
+    """The result of one step. ``best``: the behavior policy's adapter, if the judges rate it higher than ever before;
+    ``shown``: a group for the report; ``refusals``: what rewards could not judge."""
 
     metrics: Metrics
     alarms: list[Alarm]

@@ -137,30 +137,30 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             if trainer.watch.stopped:
                 break
             try:
-                turn = trainer.step(step)
+                result = trainer.step(step)
             except ScoringError as error:
                 store.save(step, trainer.state(step), identity)
                 raise UserError(f"step {step + 1}: {error}; once that is mended, the same command goes on") from error
-            log.write(step, turn.metrics)
+            log.write(step, result.metrics)
             if board:
-                board.write(step, turn.metrics)
-            display.update(step, turn.metrics)
-            for said in misgivings.see(step, turn.metrics):
+                board.write(step, result.metrics)
+            display.update(step, result.metrics)
+            for said in misgivings.see(step, result.metrics):
                 display.note(f"step {step + 1}: {said}")
-            for alarm in turn.alarms:
+            for alarm in result.alarms:
                 display.note(f"step {step + 1}: {alarm.action}: {alarm.message}")
-            for name, refusal in turn.refusals.items():
+            for name, refusal in result.refusals.items():
                 display.note(f"step {step + 1}: no score from {name}: {refusal}")
-            if turn.best is not None:
-                save_adapter(out / BEST, turn.best, cfg, identity["base"], step)
+            if result.best is not None:
+                save_adapter(out / BEST, result.best, cfg, identity["base"], step)
             done = step + 1
             last = done == cfg.steps or trainer.watch.stopped
-            if turn.shown:
+            if result.shown:
                 (out / "samples").mkdir(exist_ok=True)
-                save_tensors(out / "samples" / f"step_{step:06d}.safetensors", *turn.shown)
+                save_tensors(out / "samples" / f"step_{step:06d}.safetensors", *result.shown)
                 if board:
-                    board.show(step, "candidates", turn.shown.tensors["video"], cfg.model.stream.fps,
-                               turn.shown.metadata["prompt"])  # fmt: skip
+                    board.show(step, "candidates", result.shown.tensors["video"], cfg.model.stream.fps,
+                               result.shown.metadata["prompt"])  # fmt: skip
             if done % cfg.checkpoint_every == 0 or last or interrupt.requested:
                 store.save(done, trainer.state(done), identity)
             if interrupt.requested:

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from astrolabe.models import attention as module
-from astrolabe.models.attention import Part, attend, attention, written_out
+from astrolabe.models.attention import KeyPart, attend, attention, written_out
 
 
 def draw(
     rows: int, group: int, sizes: list[int], shared: list[bool], dtype: torch.dtype = torch.float64, seed: int = 0
-) -> tuple[Tensor, list[Part]]:
+) -> tuple[Tensor, list[KeyPart]]:
     """Queries of ``rows`` groups, and parts of ``sizes`` keys each, one a group or one a query."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -23,20 +23,20 @@ def draw(
         return torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype).requires_grad_()
 
     parts = [
-        Part(*(random(rows if common else rows * group, size, 2, 8) for _ in range(2)))
+        KeyPart(*(random(rows if common else rows * group, size, 2, 8) for _ in range(2)))
         for size, common in zip(sizes, shared, strict=True)
     ]
     return random(rows * group, 5, 2, 8), parts
 
 
-def concatenated(query: Tensor, parts: list[Part]) -> Tensor:
+def concatenated(query: Tensor, parts: list[KeyPart]) -> Tensor:
     """The reference: every group's keys copied for each of its queries, and all put into one."""
     keys = [part.key.repeat_interleave(len(query) // len(part.key), 0) for part in parts]
     values = [part.value.repeat_interleave(len(query) // len(part.value), 0) for part in parts]
     return attention(query, torch.cat(keys, 1), torch.cat(values, 1))
 
 
-def gradients(output: Tensor, query: Tensor, parts: list[Part]) -> list[Tensor]:
+def gradients(output: Tensor, query: Tensor, parts: list[KeyPart]) -> list[Tensor]:
     weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).view_as(output)
     wanted = [query, *(tensor for part in parts for tensor in (part.key, part.value))]
     return list(torch.autograd.grad((output * weights).sum(), wanted))
@@ -74,7 +74,7 @@ def test_either_way_is_taken_by_size_and_both_agree(
 
 def test_a_frozen_history_gets_no_gradient() -> None:
     query, parts = draw(2, 3, [6, 4], [True, False])
-    frozen = Part(parts[0].key.detach(), parts[0].value.detach())
+    frozen = KeyPart(parts[0].key.detach(), parts[0].value.detach())
     module._Merged.apply(query, frozen.key, frozen.value, parts[1].key, parts[1].value).sum().backward()
     assert query.grad is not None and parts[1].key.grad is not None and frozen.key.grad is None
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from astrolabe import flow
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rl.advantages import combine_rewards, group_advantages, optimality
-from astrolabe.rl.algorithm import Part, Samples
+from astrolabe.rl.algorithm import LossPart, Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.nft import NFT, nft_loss
 from astrolabe.rl.policies import Policies
@@ -277,7 +277,7 @@ class Watched(NFT):
         self.rows = {clip.sum().item(): row for row, clip in enumerate(data.rollout.latents)}
         self.seen: list[dict[int, int]] = []
 
-    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[Part]:
+    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[LossPart]:
         rows = [self.rows[clip.sum().item()] for clip in samples.clean]
         self.seen.append(dict(zip(rows, samples.seeds, strict=True)))
         return super().losses(forward, samples, chunks)

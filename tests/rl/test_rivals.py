@@ -120,27 +120,27 @@ def test_the_trajectory_is_the_samplers_and_training_sees_it_again(prompts: tupl
     model = tiny_world(tiny_stream(3, 9, 3, "relative"))
     policies, algorithm = policies_of(model, alike=True), algorithms()["grpo"]
     rollout = experience_of(model, policies, algorithm, prompts=prompts, start=start).rollout
-    way = rollout.trajectory
-    assert way is not None and way.noisy.shape == way.clean.shape == (4, *rollout.latents.shape)
-    assert torch.equal(way.clean[-1], rollout.latents)
+    trajectory = rollout.trajectory
+    assert trajectory is not None and trajectory.noisy.shape == trajectory.clean.shape == (4, *rollout.latents.shape)
+    assert torch.equal(trajectory.clean[-1], rollout.latents)
     levels = model.stream.levels_of(1)
     for stretch in rollout.stretches:
         rows, span = slice(3 * stretch.group, 3 * stretch.group + 3), slice(stretch.first, stretch.end)
         text = PromptText(model, policies, stretch.text)
         forward = Forward(model, policies, stretch, text, rollout.latents[rows, : stretch.end])
         for level, sigma in enumerate(levels.tolist()):
-            noisy = way.noisy[level, rows, span]
+            noisy = trajectory.noisy[level, rows, span]
             seen = forward.learner(noisy, torch.full(noisy.shape[:2], sigma), slice(None))
-            torch.testing.assert_close(seen, way.clean[level, rows, span], rtol=0, atol=1e-9)
+            torch.testing.assert_close(seen, trajectory.clean[level, rows, span], rtol=0, atol=1e-9)
 
 
 def test_a_sampler_step_reaches_what_it_says_by_gaussian_noise() -> None:
     model = tiny_world(tiny_stream(3))
     policies, algorithm = policies_of(model), algorithms()["grpo"]
-    way = experience_of(model, policies, algorithm, start=0).rollout.trajectory
-    assert way is not None
+    trajectory = experience_of(model, policies, algorithm, start=0).rollout.trajectory
+    assert trajectory is not None
     for level, sigma in enumerate(model.stream.levels_of(0).tolist()[1:]):
-        noise = (way.noisy[level + 1] - (1 - sigma) * way.clean[level]) / sigma
+        noise = (trajectory.noisy[level + 1] - (1 - sigma) * trajectory.clean[level]) / sigma
         assert abs(noise.mean().item()) < 0.1 and abs(noise.std().item() - 1) < 0.1
 
 
@@ -304,9 +304,10 @@ def test_grpo_compares_the_step_that_the_sampler_took() -> None:
     policies = policies_of(model)
     algorithm = GRPO(GRPOSettings(behavior_keep=0.0, levels_per_sample=2, clip=0.5), (1.0,))
     made = experience_of(model, policies, algorithm, start=0).rollout
-    way, stretch, clean = made.trajectory, made.stretches[0], made.latents[:3]
-    assert way is not None
-    own, gain, seeds = Trajectory(way.noisy[:, :3], way.clean[:, :3]), torch.tensor([2.0, -0.5, 1.0]), [4, 5, 6]
+    trajectory, stretch, clean = made.trajectory, made.stretches[0], made.latents[:3]
+    assert trajectory is not None
+    own = Trajectory(trajectory.noisy[:, :3], trajectory.clean[:, :3])
+    gain, seeds = torch.tensor([2.0, -0.5, 1.0]), [4, 5, 6]
     forward = Forward(model, policies, stretch, PromptText(model, policies, stretch.text), clean)
     parts = list(algorithm.losses(forward, Samples(clean, gain, seeds, trajectory=own), 9))
     levels, expected = model.stream.levels_of(0), torch.zeros(3)

@@ -37,14 +37,14 @@ def attention(query: Heads, key: Keys, value: Keys) -> Heads:
 
 
 @dataclass(frozen=True)
-class Part:
+class KeyPart:
     """Keys and values [b, n, heads, head_dim]; with fewer rows than the queries, each row is shared by a group."""
 
     key: Tensor
     value: Tensor
 
 
-def attend(query: Heads, parts: Sequence[Part]) -> Heads:
+def attend(query: Heads, parts: Sequence[KeyPart]) -> Heads:
     """Attention of every query to all parts together, as if they were one. Rows of a group stand side by side.
 
     Raises ValueError when the rows of a part do not divide those of the queries.
@@ -54,7 +54,7 @@ def attend(query: Heads, parts: Sequence[Part]) -> Heads:
             raise ValueError(f"{len(query)} queries cannot share {len(part.key)} rows of keys evenly")
     own = [part for part in parts if len(part.key) == len(query)]
     if len(own) > 1:  # what nobody shares is one part
-        together = Part(torch.cat([part.key for part in own], 1), torch.cat([part.value for part in own], 1))
+        together = KeyPart(torch.cat([part.key for part in own], 1), torch.cat([part.value for part in own], 1))
         parts, own = [*(part for part in parts if len(part.key) < len(query)), together], [together]
     if len(parts) == len(own):
         return attention(query, own[0].key, own[0].value)
@@ -66,7 +66,7 @@ def attend(query: Heads, parts: Sequence[Part]) -> Heads:
     return written_out(query, parts)
 
 
-def written_out(query: Heads, parts: Sequence[Part]) -> Heads:
+def written_out(query: Heads, parts: Sequence[KeyPart]) -> Heads:
     """``attend`` by plain matrix products: the scores of all parts exist at once, the keys are still not copied."""
     scale, rows = query.shape[3] ** -0.5, len(query)
     scores = [

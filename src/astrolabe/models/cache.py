@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.models import rope
-from astrolabe.models.attention import Heads, Part, attention
+from astrolabe.models.attention import Heads, KeyPart, attention
 from astrolabe.models.visibility import sink_shift
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 
@@ -108,7 +108,7 @@ class RollingCache:
         for layer, kept in enumerate(self.sink_keys):
             kept.copy_(parts[f"cache.sink_keys.{layer}"])
 
-    def parts(self, layer: int, frames: range, moved: int = 0) -> list[Part]:
+    def parts(self, layer: int, frames: range, moved: int = 0) -> list[KeyPart]:
         """Keys and values of held frames as they lie, without a copy; those of the sink ``moved`` frames ahead.
 
         ``frames`` [first, last] count as ``self.frames`` does, and are all of the sink or none of it.
@@ -118,9 +118,9 @@ class RollingCache:
         if moved and frames.start < self.stream.sink_frames:
             tokens = slice(frames.start * self.frame_tokens, frames.stop * self.frame_tokens)
             kept = self.sink_keys[layer] if self.sink_keys else self.keys[layer]
-            return [Part(rope.shift(kept[:, tokens], moved), self.values[layer][:, tokens])]
+            return [KeyPart(rope.shift(kept[:, tokens], moved), self.values[layer][:, tokens])]
         places = self._slots_of(frames.start, frames.stop)
-        return [Part(self.keys[layer][:, place], self.values[layer][:, place]) for place in places]
+        return [KeyPart(self.keys[layer][:, place], self.values[layer][:, place]) for place in places]
 
     def fork(self, copies: int) -> RollingCache:
         """An independent cache for ``copies`` continuations of every stream: row i becomes rows i * copies and on."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.models import rope
-from astrolabe.models.attention import Heads, Part, attend
+from astrolabe.models.attention import Heads, KeyPart, attend
 from astrolabe.models.cache import RollingCache
 from astrolabe.models.visibility import sink_shift, visible
 from astrolabe.models.wan.config import StreamConfig
@@ -20,7 +20,7 @@ from astrolabe.models.wan.config import StreamConfig
 
 def seen(
     stream: StreamConfig, history: RollingCache | None, layer: int, first: int, end: int, keys: Tensor, values: Tensor
-) -> list[Part]:
+) -> list[KeyPart]:
     """What the chunk [first, end) of the clips sees of the history and of the clips before it.
 
     Frames of the clip count from 0; ``keys`` and ``values`` [b * G, frames, tokens, heads, head_dim] are those of the
@@ -29,14 +29,14 @@ def seen(
     before, skipped = (history.frames, history.skipped) if history else (0, 0)
     sink, recent = visible(before + first, before + end, stream.window_frames, stream.sink_frames)
     moved = sink_shift(before + end + skipped, stream.window_frames, stream.positions)
-    parts: list[Part] = []
+    parts: list[KeyPart] = []
     for frames, shift in ((sink, moved), (recent, 0)):
         if history:
             parts += history.parts(layer, range(frames.start, min(frames.stop, before)), shift)
         own = slice(max(frames.start, before) - before, frames.stop - before)
         if own.start < own.stop:
             key = keys[:, own].flatten(1, 2)
-            parts.append(Part(rope.shift(key, shift) if shift else key, values[:, own].flatten(1, 2)))
+            parts.append(KeyPart(rope.shift(key, shift) if shift else key, values[:, own].flatten(1, 2)))
     return parts
 
 
@@ -71,7 +71,7 @@ class CandidateCache:
             for buffer, chunk in ((self.keys[layer], key), (self.values[layer], value)):
                 buffer[:, first:end] = chunk.unflatten(1, (-1, tokens))
         past = seen(self.history.stream, self.history, layer, first, end, self.keys[layer], self.values[layer])
-        return attend(query, [*past, Part(key, value)])
+        return attend(query, [*past, KeyPart(key, value)])
 
 
 class ClipContext:
@@ -110,5 +110,5 @@ class ClipContext:
         for first, end in self.chunks:
             past = seen(self.stream, self.history, layer, first, end, source.keys[layer], source.values[layer])
             own, chunk_key, chunk_value = (x[:, first - start : end - start].flatten(1, 2) for x in (query, key, value))
-            outputs.append(attend(own, [*past, Part(chunk_key, chunk_value)]))
+            outputs.append(attend(own, [*past, KeyPart(chunk_key, chunk_value)]))
         return torch.cat(outputs, 1)

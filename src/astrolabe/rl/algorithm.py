@@ -33,7 +33,7 @@ Noised = TypeVar("Noised", bound=ForwardSettings)
 @dataclass(frozen=True)
 class Samples:
     """Candidates of one stretch: clean frames [b f c h w], their credit, a seed each, whether they are anchored, and
-    the sampler's way to those frames, where it is kept."""
+    the sampler's trajectory to those frames, where it is kept."""
 
     clean: Latents
     credit: PerSample
@@ -42,7 +42,7 @@ class Samples:
     trajectory: Trajectory | None = None
 
 
-class Part(NamedTuple):
+class LossPart(NamedTuple):
     """A part of each sample's loss, with gradient; the square distance of learner and behavior, without; and for
     anchored samples that of learner and reference, with gradient."""
 
@@ -71,7 +71,7 @@ class Algorithm(ABC, Generic[Shared]):
         in its video. UserError when a chunk has fewer than ``levels_per_sample``."""
 
     @abstractmethod
-    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[Part]:
+    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[LossPart]:
         """Parts of the loss, ``chunks`` chunks at one level in each; all together are the sample's loss."""
 
     def prepare(self, rollout: Rollout, scores: Scores, rng: torch.Generator) -> tuple[Experience, Metrics]:
@@ -153,7 +153,7 @@ class ForwardProcess(Algorithm[Noised]):
             noises.append(torch.randn(len(drawn), *shape, generator=rng))
         return torch.stack(levels, 1), torch.stack(noises, 1)
 
-    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[Part]:
+    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[LossPart]:
         """See ``Algorithm``; every part at a freshly drawn level a chunk."""
         stream, clean = forward.generator.stream, samples.clean
         levels, noises = self.draw(stream, clean.shape[1:], samples.seeds, forward.stretch.before)
@@ -167,7 +167,7 @@ class ForwardProcess(Algorithm[Noised]):
                 share = noisy.shape[1] / clean.shape[1] / len(levels)
                 moved = (learner.detach() - behavior).square().mean((1, 2, 3, 4))
                 away = self.distance(facing, samples, learner, noisy, level, run)
-                yield Part(
+                yield LossPart(
                     share * self.loss(learner, behavior, clean[:, place], samples.credit),
                     share * moved,
                     None if away is None else share * away,

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from astrolabe.models.wan.config import StreamConfig
-from astrolabe.rl.algorithm import Algorithm, Part, Samples, runs
+from astrolabe.rl.algorithm import Algorithm, LossPart, Samples, runs
 from astrolabe.rl.forward import Forward
 from astrolabe.rl.settings import GRPOSettings
 from astrolabe.runtime.errors import UserError
@@ -70,7 +70,7 @@ class GRPO(Algorithm[GRPOSettings]):
             drawn.append(chance.where(~table.isnan(), torch.inf).argsort(0)[: self.settings.levels_per_sample])
         return torch.stack(drawn, 1)
 
-    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[Part]:
+    def losses(self, forward: Forward, samples: Samples, chunks: int) -> Iterator[LossPart]:
         """See ``Algorithm``; every part at one of the sampler's steps a chunk."""
         stream, clean, way = forward.generator.stream, samples.clean, samples.trajectory
         assert way is not None, "the rollout kept no trajectory"
@@ -94,7 +94,7 @@ class GRPO(Algorithm[GRPOSettings]):
                 share = (place.stop - place.start) / clean.shape[1] / len(drawn)
                 moved = (learner.detach() - behavior[:, place]).square().mean((1, 2, 3, 4))
                 away = self.distance(forward, samples, learner, noisy[:, place], sigma[:, place], run)
-                yield Part(
+                yield LossPart(
                     share * clipped(ratio, samples.credit, self.settings.clip),
                     share * moved,
                     None if away is None else share * away,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.models.base import Generator
-from astrolabe.rl.algorithm import Algorithm, Part, Samples
+from astrolabe.rl.algorithm import Algorithm, LossPart, Samples
 from astrolabe.rl.forward import Forward, PromptText
 from astrolabe.rl.policies import Policies
 from astrolabe.rl.settings import OptimizerSettings
@@ -226,7 +226,7 @@ def micro_batches(stretch: Stretch, group_size: int, used: Tensor, anchored: Ten
 def parts_of(
     generator: Generator, policies: Policies, algorithm: Algorithm[Any], experience: Experience, stretch: Stretch,
     text: PromptText, rows: Tensor, seeds: Tensor, chunks: int | None,
-) -> Iterator[Part]:  # fmt: skip
+) -> Iterator[LossPart]:  # fmt: skip
     """The parts of the loss of candidates ``rows`` over one stretch, each to be taken backward before the next."""
     rollout, span = experience.rollout, slice(stretch.first, stretch.end)
     place = rows.to(rollout.latents.device)
@@ -235,10 +235,10 @@ def parts_of(
     own = clips[:, span]
     # Stretches of a clip draw apart: they are never at one level together in the sampler either.
     drawn: Sequence[int] = [(seed + stretch.first) % 2**62 for seed in seeds[rows].tolist()]
-    way = rollout.trajectory
-    if way is not None:
-        way = Trajectory(way.noisy[:, place, span], way.clean[:, place, span])
-    samples = Samples(own, experience.credit[rows].to(own), drawn, bool(experience.anchored[rows[0]]), way)
+    trajectory = rollout.trajectory
+    if trajectory is not None:
+        trajectory = Trajectory(trajectory.noisy[:, place, span], trajectory.clean[:, place, span])
+    samples = Samples(own, experience.credit[rows].to(own), drawn, bool(experience.anchored[rows[0]]), trajectory)
     yield from algorithm.losses(forward, samples, chunks or own.shape[1])
 
 

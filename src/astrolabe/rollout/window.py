@@ -95,28 +95,27 @@ class Track:
 
 
 class Clips(NamedTuple):
-    """Candidates [b f c h w]; where the way to them is kept, what the network saw and predicted at every level, each
-    [k b f c h w]."""
+    """Candidates [b f c h w], and the sampler's trajectory to them where it is kept."""
 
     latents: Latents
-    way: tuple[Tensor, Tensor] | None
+    trajectory: Trajectory | None
 
 
-def way_to(chunks: Sequence[Sequence[Denoised]]) -> tuple[Tensor, Tensor]:
-    """The levels of every chunk, as one tensor of inputs and one of predictions; nan where a chunk has fewer."""
+def trajectory_of(chunks: Sequence[Sequence[Denoised]]) -> Trajectory:
+    """The denoising steps of every chunk, put together; nan where a chunk has fewer levels than the others."""
     most = max(map(len, chunks))
 
     def gathered(name: Literal["noisy", "clean"]) -> Tensor:
-        blank = torch.full_like(chunks[0][0].clean, torch.nan)
-        return torch.cat([torch.stack([getattr(step, name) for step in steps] + [blank] * (most - len(steps)))
+        missing = torch.full_like(chunks[0][0].clean, torch.nan)
+        return torch.cat([torch.stack([getattr(step, name) for step in steps] + [missing] * (most - len(steps)))
                           for steps in chunks], 2)  # fmt: skip
 
-    return gathered("noisy"), gathered("clean")
+    return Trajectory(gathered("noisy"), gathered("clean"))
 
 
-def blank(way: tuple[Tensor, Tensor], rows: int) -> Trajectory:
-    """Room for the ways of all candidates."""
-    noisy, clean = (part.new_full((part.shape[0], rows, *part.shape[2:]), torch.nan) for part in way)
+def blank(like: Trajectory, rows: int) -> Trajectory:
+    """An empty trajectory (all nan) of ``rows`` candidates, on the device and with the levels of ``like``."""
+    noisy, clean = (one.new_full((one.shape[0], rows, *one.shape[2:]), torch.nan) for one in (like.noisy, like.clean))
     return Trajectory(noisy, clean)
 
 
@@ -130,7 +129,7 @@ def tracks_of(timings: Sequence[Hashable], most: int) -> Iterator[tuple[int, ...
 class Windows:
     """The streams of a batch of prompts, and the windows along them.
 
-    ``whole``: some reward judges the video so far, so its pixels are kept; ``trajectory``: so is the sampler's way.
+    ``whole``: some reward judges the video so far, so its pixels are kept. ``trajectory``: the sampler's is kept too.
     The processes of a ``world`` share the work and all have every stream: each track is taken further by one of them,
     each micro-batch of candidates is made, and shown, by one of them.
     """
@@ -212,10 +211,10 @@ class Windows:
         trajectory: Trajectory | None = None
         for (_, rows), clips in zip(batches, made, strict=True):
             latents_of.append(clips.latents.to(self.generator.device))
-            if clips.way:
-                trajectory = trajectory or blank(clips.way, len(self.prompts) * size)
-                for kept, own in zip((trajectory.noisy, trajectory.clean), clips.way, strict=True):
-                    kept[: len(own), rows] = own
+            if own := clips.trajectory:
+                trajectory = trajectory or blank(own, len(self.prompts) * size)
+                trajectory.noisy[: len(own.noisy), rows] = own.noisy
+                trajectory.clean[: len(own.clean), rows] = own.clean
         order = torch.tensor([row for _, rows in batches for row in rows])
         latents = torch.cat(latents_of)[order.argsort()]
         return Rollout(self.prompts, size, latents, tuple(footage), tuple(self._stretches()), trajectory)
@@ -275,7 +274,7 @@ class Windows:
                 pixels.append(to_frames(video))
                 task.advance()
             videos.append(torch.cat(pixels, 1))
-        return Clips(torch.cat(clean, 1), way_to(steps) if self.trajectory else None), videos
+        return Clips(torch.cat(clean, 1), trajectory_of(steps) if self.trajectory else None), videos
 
     def _chunks(self, piece: Piece) -> list[tuple[int, int, int]]:
         """(first, end) frame of every chunk of a piece, and its number in the window."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from astrolabe.models import rope
-from astrolabe.models.attention import Heads, Part, attend
+from astrolabe.models.attention import Heads, KeyPart, attend
 from astrolabe.models.visibility import Memory
 from astrolabe.models.wan.config import WanConfig
 from astrolabe.types import Latents, TextEmbeddings
@@ -74,7 +74,7 @@ class CrossAttention(Attention):
 
     def forward(self, x: Tokens, text: TextKeys) -> Tokens:
         """Rows of text may be fewer than those of ``x``: then each is shared by a group of videos side by side."""
-        return self.o(attend(self._heads(self.norm_q(self.q(x))), [Part(*text)]).flatten(2))
+        return self.o(attend(self._heads(self.norm_q(self.q(x))), [KeyPart(*text)]).flatten(2))
 
 
 class Block(nn.Module):
