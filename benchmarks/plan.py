@@ -27,7 +27,10 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import WanVAE
-from astrolabe.plan import decoder_of, empty_generator, hollow, make_plan, measured_speed
+from astrolabe.plan.cards import measured
+from astrolabe.plan.plays import Troupe
+from astrolabe.plan.stage import decoder_of, empty_generator, hollow
+from astrolabe.plan.step import make_plan
 from astrolabe.recipes.shapes import shapes
 from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rewards.pixels import ANY_VIDEO
@@ -158,10 +161,10 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
 def compare(name: str) -> dict[str, Any]:
     """Prediction and measurement of one configuration."""
     cfg, build = configurations()[name]
-    plan = make_plan(cfg, build)
+    plan = make_plan(cfg, Troupe(build))
     predicted = plan.total(on_host=True)
     found = in_a_process("memory", name) | in_a_process("seconds", name)
-    seconds = plan.seconds(measured_speed(cfg))
+    seconds = plan.seconds(measured(cfg.model.place, cfg))
     return {
         "configuration": name, "predicted_bytes": predicted, **found,
         "error": round(predicted / found["measured_bytes"] - 1, 4),

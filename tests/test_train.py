@@ -32,13 +32,29 @@ class Moves:
 
 def trainer(cfg: TrainConfig, moves: Any = None) -> Trainer:
     nothing: Any = None
-    return Trainer(cfg, moves, nothing, nothing, nothing, moves, nothing, nothing, nothing, nothing)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    return Trainer(cfg, moves, nothing, nothing, nothing, moves, nothing, optimizer, nothing, nothing)
 
 
 def test_a_reference_that_pulls_comes_home_for_the_update() -> None:
     moves, pull = Moves(), RegularisationSettings(samples="uniform")
     trainer(replace(shapes_tiny(), offload=True, regularisation=pull), moves).make_room("update")
     assert moves.seen[0] == ("reference", "cuda:0")
+
+
+def test_moments_go_to_the_device_for_the_update_and_nothing_else_does() -> None:
+    moves, away = Moves(), torch.device("meta")  # stands for the GPU
+    asked = trainer(replace(shapes_tiny(), offload=True), moves)
+    (parameter,) = asked.optimizer.param_groups[0]["params"]
+    parameter.grad = torch.ones(2)
+    asked.optimizer.step()
+    asked.make_room("rollout")
+    assert asked.optimizer.state[parameter]["exp_avg"].device.type == "cpu"
+    moves.device = away
+    asked.make_room("update")
+    state = asked.optimizer.state[parameter]
+    assert [state[name].device for name in ("exp_avg", "exp_avg_sq")] == [away, away]
+    assert parameter.device.type == state["step"].device.type == "cpu"
 
 
 def test_what_is_idle_waits_in_the_hosts_memory_if_asked() -> None:

@@ -35,11 +35,14 @@ def opening_of(cfg: TrainConfig) -> Opening:
 
 def make_rewards(cfg: TrainConfig) -> list[Member]:
     """The suite that the settings name: first what is trained on, then the judges."""
-    wanted = in_order(cfg.rewards)
+    wanted, opening = in_order(cfg.rewards), replace(opening_of(cfg), resting=cfg.offload)
     return [
-        Member(reward, settings.weight, settings.role, settings.span, settings.frames)
-        for reward, settings in zip(opening_of(cfg).rewards(wanted), wanted, strict=True)
-    ]
+        Member(
+            reward, settings.weight, settings.role, settings.span, settings.frames,
+            settings.reward_model.place if cfg.offload else None,
+        )
+        for reward, settings in zip(opening.rewards(wanted), wanted, strict=True)
+    ]  # fmt: skip
 
 
 @contextmanager

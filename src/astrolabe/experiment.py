@@ -84,7 +84,8 @@ class TrainConfig:
         affects="nothing",
     )
     offload: bool = setting(
-        "between phases, keep in the host's memory what is idle on the device: the decoder and the reference",
+        "keep in the host's memory what is idle on the device: the decoder, the reference and the optimiser's moments "
+        "between phases, and reward models but for the one that judges",
         default=False,
         affects="rounding",
     )

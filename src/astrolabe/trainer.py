@@ -16,7 +16,7 @@ from astrolabe.rewards.base import Member, Scorer
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.guards import BASE_CLIPS, Alarm, Meter, Watch, compared
 from astrolabe.rl.policies import SLOTS, Policies
-from astrolabe.rl.update import learning_rate, update
+from astrolabe.rl.update import learning_rate, move_moments, update
 from astrolabe.rollout.shown import Shown, kept_group
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer
@@ -158,6 +158,7 @@ class Trainer:
             asked = phase == "update" and self.cfg.regularisation.samples != "none"
             self.policies.move("reference", home if asked else away)
             self.generator.move_decoder(home if phase == "rollout" else away)
+            move_moments(self.optimizer, home if phase == "update" else away)
 
     def state(self, step: int) -> dict[str, torch.Tensor]:
         """Every tensor that decides the future of a run that has done ``step`` steps: the slots, the optimiser, what

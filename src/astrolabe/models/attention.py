@@ -11,7 +11,9 @@ part is its kernel's own backward, given the merged output and lse (as in ring a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +27,28 @@ Keys = Float[Tensor, "b keys heads head_dim"]
 # Keys up to which a CPU is faster without the fused kernel: 1.5x forward on one part, 5 to 10x backward in bfloat16.
 # Forward on several parts, without a backward to come, the kernel is faster by 3x from the start.
 FEW_KEYS = 1024
+_told: ContextVar[str | None] = ContextVar("told", default=None)
+
+
+@contextmanager
+def as_on(device_type: str) -> Iterator[None]:
+    """Within the scope attention goes the way of another type of device: a plan for a GPU is played without one."""
+    token = _told.set(device_type)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def _kind(x: Tensor) -> str:
+    """The type of device that decides the way."""
+    return _told.get() or x.device.type
 
 
 def attention(query: Heads, key: Keys, value: Keys) -> Heads:
     """Dense softmax attention."""
     q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    if q.device.type == "cpu" and k.shape[2] <= FEW_KEYS:
+    if _kind(q) == "cpu" and k.shape[2] <= FEW_KEYS:
         scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
         return (scores.softmax(3).to(v.dtype) @ v).transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -61,7 +79,7 @@ def attend(query: Heads, parts: Sequence[KeyPart]) -> Heads:
     tensors = [tensor for part in parts for tensor in (part.key, part.value)]
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, *tensors))
     small = sum(part.key.shape[1] for part in parts) <= FEW_KEYS and (learns or len(parts) == 1)
-    if _has_kernel(query) and (query.is_cuda or not small):
+    if _has_kernel(query) and (_kind(query) == "cuda" or not small):
         return _Merged.apply(query, *tensors)
     return written_out(query, parts)
 
@@ -94,7 +112,8 @@ def _unfold(x: Tensor, rows: int, count: int) -> Tensor:
 
 def _has_kernel(query: Tensor) -> bool:
     """Whether a flash kernel tells its log-sum-exp for tensors like this one."""
-    return query.device.type == "cpu" or (query.is_cuda and query.dtype in (torch.bfloat16, torch.float16))
+    kind = _kind(query)
+    return kind == "cpu" or (kind == "cuda" and query.dtype in (torch.bfloat16, torch.float16))
 
 
 def _flash(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, tuple[Any, ...]]:

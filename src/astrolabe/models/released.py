@@ -48,6 +48,7 @@ class ReleasedModel:
     licence: str
     note: str = ""
     lora: str | None = None
+    lora_rank: int | None = None  # of that adapter
 
     @property
     def weight_bytes(self) -> int:
@@ -93,7 +94,8 @@ RELEASED: dict[str, ReleasedModel] = {
         ReleasedModel(
             "longlive", "Efficient-Large-Model/LongLive-1.3B", "models/longlive_base.pt", ("generator",),
             WAN_1_3B, replace(CHUNKWISE, window_frames=12, sink_frames=3), "CC-BY-NC-SA 4.0",
-            "the base with its adapter, which stays frozen under the one that is trained", lora="models/lora.pt",
+            "the base with its adapter, which stays frozen under the one that is trained",
+            lora="models/lora.pt", lora_rank=256,
         ),
         ReleasedModel(
             "krea-realtime-14b", "krea/krea-realtime-video", "krea-realtime-video-14b.safetensors", ("",),

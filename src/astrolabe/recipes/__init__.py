@@ -19,5 +19,8 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "self_forcing": _wan.self_forcing,
     "causal_forcing": _wan.causal_forcing,
     "longlive": _wan.longlive,
+    "self_forcing_24gb": _wan.self_forcing_24gb,
+    "causal_forcing_24gb": _wan.causal_forcing_24gb,
+    "longlive_24gb": _wan.longlive_24gb,
     "krea_realtime": _wan.krea_realtime,
 }

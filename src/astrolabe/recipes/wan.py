@@ -48,3 +48,36 @@ def longlive() -> TrainConfig:
 def krea_realtime() -> TrainConfig:
     """Align Krea realtime 14B on clips of five seconds."""
     return replace(self_forcing(), model=ReleasedSettings(name="krea-realtime-14b"))
+
+
+def self_forcing_24gb() -> TrainConfig:
+    """The same on one card of 24 GB, such as an RTX 4090: see ``on_24_gb``."""
+    return on_24_gb(self_forcing())
+
+
+def causal_forcing_24gb() -> TrainConfig:
+    """Causal-Forcing on one card of 24 GB."""
+    return on_24_gb(causal_forcing())
+
+
+def longlive_24gb() -> TrainConfig:
+    """LongLive on one card of 24 GB."""
+    return on_24_gb(longlive())
+
+
+def on_24_gb(cfg: TrainConfig) -> TrainConfig:
+    """A recipe in so little memory that a step fits a card of 24 GB, as ``astrolabe plan`` counts it.
+
+    What changes training: one prompt a step, and adapters of rank 64 at the same scale. What does not: a chunk at a
+    time, in blocks that are run again; and what is idle waits in the host's memory, 20 GB of reward models above all.
+    HPSv3 looks at every fourth frame, or judging would take most of a step.
+    """
+    primary, *others = cfg.rewards
+    return replace(
+        cfg,
+        rollout=replace(cfg.rollout, prompts=1),
+        rewards=(replace(primary, model=RewardModelSettings(every=4, token_budget=4096)), *others),
+        lora=LoraSettings(rank=64, alpha=64.0),
+        optimizer=replace(cfg.optimizer, chunks=1),
+        offload=True,
+    )

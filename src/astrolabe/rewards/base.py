@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from astrolabe.rewards.settings import Role
+from astrolabe.rewards.visiting import Guests, Networked
 from astrolabe.runtime.errors import UserError
 from astrolabe.types import Footage, Latents, PerSample, Rollout, Scores, Video, to_video
 from astrolabe.words import Span
@@ -55,6 +56,7 @@ class Member:
     role: Role = "auxiliary"
     span: Span = "mixed"
     frames: int | None = None  # it sees so many, evenly spread; None: all
+    device: str | None = None  # its networks come there to judge, and wait in the host's memory; None: they stay
 
 
 class Scorer:
@@ -65,18 +67,27 @@ class Scorer:
     """
 
     def __init__(self, suite: Sequence[Member], rows: int):
-        self.suite = suite
+        self.suite, self.guests = suite, Guests()
         self.values, self.doubts = torch.zeros(2, rows, len(suite)).unbind()
         self.refusals: dict[str, str] = {}  # the first thing that each reward could not judge, in its words
 
     def see(self, part: Footage) -> None:
         """Judge some candidates."""
-        for some in torch.arange(len(part.rows)).split(at_once(part.frames[0].numel())):
-            video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
-            for place, member in enumerate(self.suite):
-                share = part.shares[member.span]
-                if share:
-                    self.take(place, part.rows[some], share, attempt(member, video, captions))
+        try:
+            for some in torch.arange(len(part.rows)).split(at_once(part.frames[0].numel())):
+                video, captions = to_video(part.frames[some]), [part.captions[i] for i in some.tolist()]
+                for place, member in enumerate(self.suite):
+                    share = part.shares[member.span]
+                    if share:
+                        self.invite(member)
+                        self.take(place, part.rows[some], share, attempt(member, video, captions))
+        finally:
+            self.guests.leave()
+
+    def invite(self, member: Member) -> None:
+        """Have the networks of a reward that waits elsewhere on their device, and no others of these."""
+        if member.device is not None and isinstance(member.reward, Networked):
+            self.guests.bring(member.reward.networks, member.device)
 
     def take(self, place: int, rows: Tensor, share: float, answer: Answer) -> None:
         """Add what reward number ``place`` says of some candidates."""

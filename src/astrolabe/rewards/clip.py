@@ -123,6 +123,11 @@ class ClipReward:
     def __init__(self, name: str, clip: Clip, score: Callable[[Tensor], Tensor], every: int = 1):
         self.name, self.clip, self.score, self.every = name, clip, score, every
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See ``rewards.visiting``."""
+        return (self.clip.model,)
+
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""
         pictures = self.clip.pictures(self.name, video, prompts, self.every)
@@ -136,6 +141,11 @@ class Aesthetic:
 
     def __init__(self, clip: Clip, layers: nn.Module, every: int = 1):
         self.clip, self.layers, self.every = clip, layers, every
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See ``rewards.visiting``."""
+        return self.clip.model, self.layers
 
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""

@@ -49,6 +49,11 @@ class HPSv3:
         self.scorer, self.chat = scorer, chat
         self.every, self.best_share, self.token_budget = every, best_share, token_budget
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See ``rewards.visiting``."""
+        return (self.scorer,)
+
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""
         return self.judge(video, prompts)[0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoTokenizer, CLIPConfig
 
 from astrolabe.models.hub import beside, find_file
@@ -18,6 +17,7 @@ from astrolabe.rewards.pixels import ANY_VIDEO, seamlessness
 from astrolabe.rewards.server import ServerReward
 from astrolabe.rewards.settings import VIDEO_MODELS, RewardModelSettings, RewardSettings
 from astrolabe.rewards.shapes import OracleReward, Oracles, RandomReward
+from astrolabe.rewards.visiting import Networked, lock
 from astrolabe.runtime.device import check_device
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.tensorfile import open_tensors
@@ -99,16 +99,24 @@ class RewardFiles:
 @dataclass
 class Opening:
     """Makes rewards for videos of ``fps`` frames a second that were made ``chunk_frames`` latent frames at a time;
-    ``seed`` is that of the random control. Without ``download`` this machine alone is asked for files."""
+    ``seed`` is that of the random control. Without ``download`` this machine alone is asked for files. ``resting``:
+    models are opened in the host's memory, from where ``rewards.visiting`` brings them to their device."""
 
     seed: int = 0
     fps: float = 16.0
     chunk_frames: int = 3
     download: bool = True
+    resting: bool = False
     _shared: dict[Any, Any] = field(default_factory=dict)
 
     def reward(self, settings: RewardSettings) -> Reward:
         """One reward; UserError for whatever is missing or does not fit."""
+        reward = self._open(settings)
+        if self.resting and isinstance(reward, Networked):
+            lock(reward.networks)
+        return reward
+
+    def _open(self, settings: RewardSettings) -> Reward:
         name, model = settings.name, settings.reward_model
         if settings.own:
             return load_custom(name, settings.args)
@@ -128,7 +136,7 @@ class Opening:
         check_device(model.place, f"reward {name}: model.device")
         if name == "hpsv3":
             return hpsv3.load_hpsv3(
-                files.weights(), tokenizer_of(files), model.place, model.computes_in,
+                files.weights(), tokenizer_of(files), self.place(model), model.computes_in,
                 every=model.every, best_share=model.best_share, token_budget=model.token_budget,
             )  # fmt: skip
         if name in VIDEO_MODELS:
@@ -142,6 +150,10 @@ class Opening:
         made = {number: self.reward(wanted[number]) for number in places}
         return [made[number] for number in range(len(wanted))]
 
+    def place(self, model: RewardModelSettings) -> str:
+        """Where a model is opened."""
+        return "cpu" if self.resting else model.place
+
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         if key not in self._shared:
             self._shared[key] = make()
@@ -149,22 +161,22 @@ class Opening:
 
     def _videoalign(self, files: RewardFiles, model: RewardModelSettings) -> videoalign.VideoAlign:
         return videoalign.load_videoalign(
-            files.weights(), tokenizer_of(files), self.fps, model.place, model.computes_in,
+            files.weights(), tokenizer_of(files), self.fps, self.place(model), model.computes_in,
             token_budget=model.token_budget,
         )  # fmt: skip
 
     def _picture(self, name: str, files: RewardFiles, model: RewardModelSettings) -> Reward:
         file = open_tensors(files.weights())
         if name == "aesthetic":
-            layers = clip.assemble_aesthetic(file, tensors_of(file), model.place)
+            layers = clip.assemble_aesthetic(file, tensors_of(file), self.place(model))
             under = open_tensors(files.base_weights())
             seen = clip.assemble_clip(
-                under, tensors_of(under), clip.read_config(files.beside()), model.place, model.computes_in
+                under, tensors_of(under), clip.read_config(files.beside()), self.place(model), model.computes_in
             )
             return clip.Aesthetic(clip.Clip(seen, tokenizer_of(files)), layers, model.every)
         config = CLIPConfig(**clip.VIT_H) if name == "hpsv2" else clip.read_config(files.beside())
         entries = clip.from_open_clip(tensors_of(file)) if name == "hpsv2" else tensors_of(file)
-        seen = clip.assemble_clip(file, entries, config, model.place, model.computes_in)
+        seen = clip.assemble_clip(file, entries, config, self.place(model), model.computes_in)
         whole = clip.Clip(seen, tokenizer_of(files), "pad" if name == "hpsv2" else "crop")
         scores = {
             "hpsv2": lambda angle: angle,
@@ -206,14 +218,3 @@ def look_at(settings: RewardSettings) -> str:
     empty = replace(settings, model=replace(settings.reward_model, device="meta"))
     Opening(download=False).reward(empty)
     return f"{RewardFiles(settings.name, settings.reward_model, False).weights()}, every tensor where it should be"
-
-
-def memory_of(rewards: Sequence[RewardSettings], place: str) -> int:
-    """Bytes that the reward models on a device hold; dimensions of one VideoAlign share it."""
-    found = {}
-    for settings in rewards:
-        if settings.name in RELEASED_REWARDS and settings.reward_model.place == place:
-            shared = "videoalign" if settings.name in VIDEO_MODELS else settings.name
-            exact = 2 if settings.reward_model.computes_in == torch.float32 else 1
-            found[shared, settings.reward_model] = exact * RELEASED_REWARDS[settings.name].gigabytes * 1e9
-    return int(sum(found.values()))

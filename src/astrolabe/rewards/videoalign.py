@@ -88,6 +88,11 @@ class VideoAlignReward:
     def __init__(self, dimension: Dimension, judge: VideoAlign):
         self.name, self.dimension, self.judge_of_all = f"videoalign_{dimension.lower()}", dimension, judge
 
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """See ``rewards.visiting``."""
+        return (self.judge_of_all.scorer,)
+
     def __call__(self, video: Video, prompts: Sequence[str]) -> PerSample:
         """See ``rewards.base.Reward``."""
         found = self.judge_of_all.scores(self.name, video, prompts, self.dimension == "MQ")

@@ -31,6 +31,13 @@ def make_optimizer(policies: Policies, settings: OptimizerSettings) -> torch.opt
     )
 
 
+def move_moments(optimizer: torch.optim.Optimizer, device: torch.device | str) -> None:
+    """Keep the moments of the gradients on ``device``: elsewhere than the parameters, while no step is taken."""
+    for state in optimizer.state.values():
+        for name in ("exp_avg", "exp_avg_sq"):
+            state[name] = state[name].to(device)
+
+
 def learning_rate(settings: OptimizerSettings, step: int, steps: int) -> float:
     """The rate of ``step``, counted from 0, of ``steps``."""
     if step < settings.warmup:
