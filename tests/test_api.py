@@ -1,4 +1,4 @@
-"""The Python door: what a program of one's own calls."""
+"""The Python interface: what a program of one's own calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house keeps its layout: imports go down the ranks, and nothing grows into a cupboard."""
+"""The layout holds: imports go down the layers, files stay small, and there is no ``utils``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "astrolabe"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-RANKS = {
+LAYERS = {
     **dict.fromkeys(["words"], 0),
     **dict.fromkeys(["types"], 1),
     **dict.fromkeys(["flow", "runtime"], 2),
@@ -53,47 +53,47 @@ def imports(source: str, path: str) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{stem}.{alias.name}") for alias in node.names)
 
 
-def room_of(path: str) -> str:
+def package_of(path: str) -> str:
     """``astrolabe/rl/nft.py`` and ``astrolabe/training.py`` are in ``rl`` and ``training``; ``__init__`` is ``""``."""
-    room = Path(path).parts[1].removesuffix(".py")
-    return "" if room == "__init__" else room
+    package = Path(path).parts[1].removesuffix(".py")
+    return "" if package == "__init__" else package
 
 
 def layout_faults(source: str, path: str) -> list[str]:
     """What in ``source`` breaks the layout, one line each."""
-    room = room_of(path)
-    faults = [f"{path}: no room {room!r} is planned; give it a rank"] if room and room not in RANKS else []
+    package = package_of(path)
+    faults = [f"{path}: the package {package!r} has no layer; give it one"] if package and package not in LAYERS else []
     if len(source.splitlines()) > MAX_LINES:
         faults.append(f"{path}: {len(source.splitlines())} lines, over {MAX_LINES}")
     if "utils" in {part.removesuffix(".py") for part in Path(path).parts}:
         faults.append(f"{path}: there is no utils; put the code where its idea lives")
     for line, name in imports(source, path):
-        fault = import_fault(room, name)
+        fault = import_fault(package, name)
         if fault:
             faults.append(f"{path}:{line}: {fault}")
     return faults
 
 
-def import_fault(room: str, name: str) -> str | None:
-    """Why ``room`` may not import ``name``; None when it may."""
+def import_fault(package: str, name: str) -> str | None:
+    """Why ``package`` may not import ``name``; None when it may."""
     top, _, rest = name.partition(".")
-    if room == "" and top not in ("__future__", "typing") and name != "astrolabe.api":
-        return f"the package's door imports nothing, not {name}"
+    if package == "" and top not in ("__future__", "typing") and name != "astrolabe.api":
+        return f"astrolabe/__init__.py imports nothing, not {name}"
     if top == "torchvision":
         return "torchvision is not among our dependencies"
     if top != "astrolabe" or rest == "__version__":
         return None
     target = rest.split(".")[0]
-    if target == room:
+    if target == package:
         return None
-    if room == "":
+    if package == "":
         return None
-    if target not in RANKS:
-        return f"{name} is no room of this house"
-    if target == "recipes" and room != "commands":
+    if target not in LAYERS:
+        return f"{name} is in no package of this project"
+    if target == "recipes" and package != "commands":
         return "only the command line imports recipes; take a configuration as an argument"
-    if RANKS[target] >= RANKS.get(room, -1):
-        return f"{room} (rank {RANKS.get(room)}) imports {target} (rank {RANKS[target]}): imports go down"
+    if LAYERS[target] >= LAYERS.get(package, -1):
+        return f"{package} (layer {LAYERS.get(package)}) imports {target} (layer {LAYERS[target]}): imports go down"
     return None
 
 
@@ -145,8 +145,8 @@ def test_every_file_keeps_the_layout(file: Path):
         ("astrolabe/recipes/shapes.py", "from astrolabe.cli import main", "imports go down"),
         ("astrolabe/training.py", "from astrolabe.recipes import shapes", "only the command line"),
         ("astrolabe/__main__.py", "from astrolabe.recipes import shapes", "only the command line"),
-        ("astrolabe/cli.py", "from astrolabe.attic import box", "no room of this house"),
-        ("astrolabe/attic/box.py", "", "no room 'attic' is planned"),
+        ("astrolabe/cli.py", "from astrolabe.attic import box", "in no package of this project"),
+        ("astrolabe/attic/box.py", "", "the package 'attic' has no layer"),
         ("astrolabe/models/utils.py", "", "there is no utils"),
         ("astrolabe/data/utils/lists.py", "", "there is no utils"),
         ("astrolabe/data/video.py", "from torchvision.io import read_video", "torchvision"),
@@ -174,11 +174,11 @@ def test_a_breach_of_the_layout_is_found(path: str, source: str, said: str):
         ("astrolabe/__init__.py", "from __future__ import annotations\n__version__ = '1'"),
     ],
 )
-def test_what_keeps_the_layout_is_let_be(path: str, source: str):
+def test_what_keeps_the_layout_passes(path: str, source: str):
     assert layout_faults(source, path) == []
 
 
-def test_an_import_that_nobody_would_install_is_found():
+def test_an_undeclared_dependency_is_found():
     path = "astrolabe/flow.py"
     assert undeclared("import einops", path, {"torch"}) == [
         "astrolabe/flow.py:1: einops is not among the dependencies in pyproject.toml"
@@ -188,9 +188,9 @@ def test_an_import_that_nobody_would_install_is_found():
     assert undeclared(fine, path, {"torch", "pyyaml"}) == []
 
 
-def test_the_map_shows_every_room_at_its_rank() -> None:
+def test_the_tables_show_every_package_in_its_layer() -> None:
     table = re.findall(r"^\| (\d+) \| (`.*?) \|", (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"), re.MULTILINE)
-    shown = {room: int(rank) for rank, rooms in table for room in re.findall(r"`(\w+)(?:\.py|/)`", rooms)}
-    assert shown == {room: rank for room, rank in RANKS.items() if room != "__main__"}
+    shown = {name: int(layer) for layer, names in table for name in re.findall(r"`(\w+)(?:\.py|/)`", names)}
+    assert shown == {name: layer for name, layer in LAYERS.items() if name != "__main__"}
     tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("\nsrc/astrolabe/\n")[2].partition("```")[0]
-    assert not [room for room in shown if not re.search(rf"\b{room}(\.py|/)", tree)]
+    assert not [name for name in shown if not re.search(rf"\b{name}(\.py|/)", tree)]
