@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -33,7 +33,7 @@ from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError, remark, within
 from astrolabe.runtime.interrupts import Interrupt, Interrupted, graceful_interrupt
-from astrolabe.runtime.processes import one_thread, processes
+from astrolabe.runtime.processes import PATIENCE, one_thread, processes
 from astrolabe.runtime.progress import progress, silence
 from astrolabe.runtime.video import Mp4Writer, frame_rate, read_last_frames
 from astrolabe.runtime.world import World, launched
@@ -107,7 +107,7 @@ def generate(job: Job) -> Iterator[Path]:
     lines = job.out / (f"videos.rank{rank}.jsonl" if size > 1 else "videos.jsonl")
     check_free([lines, *(file for take in takes for file in files_of(job, take))], job.out)
     alone = job.model.light and job.model.place.startswith("cpu")
-    with one_thread(alone), processes(count, follow, job, batches) as world:
+    with one_thread(alone), processes(count, follow, job, batches, patience=PATIENCE) as world:
         for made in shares(world, job, batches, None):
             with lines.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in made)
@@ -143,7 +143,7 @@ def shares(
     ):
         for first in range(0, len(batches), world.size):
             own = batches[first + world.rank : first + world.rank + 1]
-            made = [make(job, generator, batch, text, given, asked) for batch in own]
+            made = [make(job, generator, batch, text, given, asked, world.check) for batch in own]
             yield [line for part in world.gather(made) for lines in part for line in lines]
 
 
@@ -248,9 +248,9 @@ def read_start(path: Path, generator: WanGenerator) -> Latents:
 
 def make(
     job: Job, generator: WanGenerator, takes: Sequence[Take], text: Mapping[str, TextEmbeddings],
-    given: Latents | None, interrupt: Interrupt,
+    given: Latents | None, interrupt: Interrupt, check: Callable[[], None],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Make takes of one timing side by side; gives the line of each."""
+    """Make takes of one timing side by side; gives the line of each. ``check`` raises what should stop it."""
     total = sum(takes[0].frames)
     writers = [Mp4Writer(files_of(job, take)[0], generator.stream.fps, scale_of(generator)) for take in takes]
     kept: list[Latents] = []
@@ -264,6 +264,7 @@ def make(
                 kept += [latents.cpu()] if job.latents else []
                 first_frame = first_frame or time.monotonic() - began
                 task.advance(latents.shape[1])
+                check()
                 if interrupt.requested:
                     raise Interrupted(f"stopped; {writers[0].partial} plays as far as it came")
     finally:

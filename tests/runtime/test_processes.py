@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,9 +36,23 @@ def breaks(world: World) -> None:
     [][1]
 
 
+def refuses_at_once(world: World) -> None:
+    raise UserError("this cannot be had; take that")
+
+
+def dies_at_once(world: World) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def is_killed(world: World) -> None:
     world.gather(0)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def is_busy(world: World) -> None:
+    """Hears nothing for a long time."""
+    world.gather((os.getpid(), 0, 0))
+    time.sleep(300)
 
 
 def leaves_early(world: World) -> None:
@@ -78,10 +93,21 @@ def test_several_processes_of_one_thread_each_work_as_one_and_end_with_the_scope
         (leaves_early, "^process 2 of 2 ended with code 0"),
     ],
 )
-def test_what_goes_wrong_in_one_process_is_one_line_in_the_first(work, said: str):
+def test_what_goes_wrong_in_one_process_is_one_line_in_the_first(work: Any, said: str) -> None:
     with pytest.raises(UserError, match=said), processes(2, work) as world:
         for _ in range(2):
             world.gather(0)
+
+
+@pytest.mark.parametrize(
+    ("work", "said"), [(refuses_at_once, "^this cannot be had; take that$"), (dies_at_once, "killed by SIGKILL")]
+)
+def test_a_process_that_ends_while_the_first_works_alone_is_noticed(work: Any, said: str) -> None:
+    end = time.monotonic() + 60
+    with pytest.raises(UserError, match=said), processes(2, work) as world:
+        while time.monotonic() < end:
+            world.check()
+            time.sleep(0.02)
 
 
 @pytest.mark.parametrize("how", [RuntimeError, KeyboardInterrupt])
@@ -104,9 +130,9 @@ def test_signals_reach_the_first_process_alone():
 def test_no_process_outlives_a_first_one_that_is_killed():
     code = (
         "import time\n"
-        "from tests.runtime.test_processes import doubles\n"
+        "from tests.runtime.test_processes import is_busy\n"
         "from astrolabe.runtime.processes import processes\n"
-        "with processes(2, doubles, 0) as world:\n"
+        "with processes(2, is_busy) as world:\n"
         "    print(world.gather((0, 0, 0))[1][0], flush=True)\n"
         "    time.sleep(60)\n"
     )

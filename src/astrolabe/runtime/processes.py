@@ -21,13 +21,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe
 
-import torch
-
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import silence
 from astrolabe.runtime.world import World
 
-PATIENCE = 10.0  # seconds in which a process that is told to end may finish what it writes
+PATIENCE = 10.0  # seconds in which a process that is told to end may finish what it writes, or be seen to have died
 VALUE, ERROR, END = b"v", b"e", b"."  # what a message begins with
 BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from astrolabe.runtime.processes import begin; begin()"
 
@@ -43,6 +41,8 @@ class Dismissed(Exception):
 @contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """Within the scope torch computes on one thread, if that is ``wanted``."""
+    import torch
+
     before = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)
@@ -53,11 +53,14 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 @contextmanager
-def processes(size: int, work: Callable[..., None], *arguments: object) -> Iterator[World]:
+def processes(
+    size: int, work: Callable[..., None], *arguments: object, patience: float = 0.0
+) -> Iterator[World]:  # fmt: skip
     """This process as the first of ``size``; in each of the others ``work(world, *arguments)`` runs beside the scope.
 
     ``work`` is a function of a module. The scope ends when all have come to their end. UserError, in one line, for what
-    goes wrong in one of them, also for one that is killed; whatever leaves the scope ends the others.
+    goes wrong in one of them, also for one that is killed; whatever leaves the scope ends the others, at once, or those
+    that handle SIGTERM so many seconds of ``patience`` later: they may have a file to close.
     """
     if size == 1:
         yield World()
@@ -68,7 +71,7 @@ def processes(size: int, work: Callable[..., None], *arguments: object) -> Itera
             yield World(0, size, crew)
             crew.finish()
         finally:
-            crew.close()
+            crew.close(patience)
 
 
 class Crew:
@@ -112,6 +115,12 @@ class Crew:
             self._tell(rank, own)
         return own
 
+    def check(self) -> None:
+        """See ``Link``."""
+        for rank, member in enumerate(self._members, 1):
+            while member.poll() is not None:  # it ended before the work did: it says why, or not even that
+                self._hear(rank)
+
     def finish(self) -> None:
         """Wait for the end of all; UserError for what one of them has to say, or for one that did not end well."""
         for rank, (pipe, member) in enumerate(zip(self._pipes, self._members, strict=True), 1):
@@ -121,17 +130,17 @@ class Crew:
             if member.wait():
                 raise UserError(self._death(rank))
 
-    def close(self) -> None:
-        """Let go of all; who is still there after a while is ended."""
+    def close(self, patience: float) -> None:
+        """Let go of all; who is still there after so many seconds is ended."""
         if self._life >= 0:
             os.close(self._life)
             self._life = -1
         for pipe in self._pipes:
             pipe.close()
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         for member in self._members:
             try:
-                member.wait(max(end - time.monotonic(), 0.01))
+                member.wait(max(end - time.monotonic(), 0.0))
             except subprocess.TimeoutExpired:
                 member.kill()
                 member.wait()
@@ -184,6 +193,9 @@ class Member:
         """See ``Link``."""
         return self.hear()
 
+    def check(self) -> None:
+        """See ``Link``: a thread of this process watches over the first."""
+
     def hear(self) -> bytes:
         """What the first process says; Dismissed or Left when that was all."""
         try:
@@ -206,11 +218,12 @@ def begin() -> None:
     """What the others do: hear what the work is, and do it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    silence()  # the first one shows how far the work is
     rank, size, pipe, life = map(int, sys.argv[2:6])
     threading.Thread(target=end_with, args=(life,), daemon=True).start()
+    import torch  # takes seconds, in which the first process may end
+
+    silence()  # the first one shows how far the work is
     link = Member(size, Connection(pipe))
-    silence()
     try:
         work, arguments = pickle.loads(link.hear())  # from the process that started this one
         torch.set_num_threads(1)

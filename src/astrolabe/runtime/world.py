@@ -30,6 +30,10 @@ class Link(Protocol):
         """What the first process gives, in all of them."""
         ...
 
+    def check(self) -> None:
+        """UserError when another process has ended before its time."""
+        ...
+
 
 class World:
     """Process number ``rank`` of ``size``; by itself unless a ``link`` leads to others."""
@@ -51,6 +55,11 @@ class World:
     def first(self, value: T) -> T:
         """What the first process gives; the others give anything."""
         return value if self._link is None else unpacked(self._link.first(packed(value) if self.leads else b""))
+
+    def check(self) -> None:
+        """UserError when another process has ended before its time: for work that takes long between two meetings."""
+        if self._link is not None:
+            self._link.check()
 
     def others(self, make: Callable[[], T]) -> list[T]:
         """What the other processes made; alone, nothing is made."""
