@@ -49,7 +49,7 @@ SELECTIVE = RegularisationSettings(samples="selective")
         ((JOINT | {"role": "primary"}, SHAPE | {"role": "judge"}), SELECTIVE, "at least one more reward"),
         ((JOINT | {"weight": 0.0}, SHAPE | {"weight": 0.0}), None, "has weight 0"),
         ((JOINT | {"role": "judge"},), None, "has weight 0"),
-        ((JOINT, JOINT | {"role": "judge"}), None, "joint is a judge and trained on too"),
+        ((JOINT, JOINT | {"role": "judge"}), None, "joint is both a judge and trained on"),
         ((JOINT, JOINT), None, "joint is named twice"),
         ((JOINT | {"role": "primary", "weight": 0.0}, SHAPE), SELECTIVE, "the primary reward joint has weight 0"),
         (({"name": "motion", "frames": 5},), None, "motion looks at motion and must see every frame"),

@@ -42,7 +42,7 @@ ModelSettings = ShapesSettings | ReleasedSettings
 
 @config
 class ModelChoice:
-    """A model by itself, as commands other than training take it."""
+    """A model alone, for commands other than training."""
 
     model: ShapesSettings | ReleasedSettings
 
@@ -52,8 +52,10 @@ class TrainConfig:
     """Everything that decides a run."""
 
     seed: int = setting("seed of every random number of the run", default=0, ge=0, le=2**32 - 1)
-    steps: int = setting("windows, each made, scored and followed by one update", unit="steps", ge=1)
-    model: ShapesSettings | ReleasedSettings = setting("which generator is aligned")
+    steps: int = setting(
+        "training steps: each makes and scores one window, and updates the adapter", unit="steps", ge=1
+    )
+    model: ShapesSettings | ReleasedSettings = setting("the generator that is aligned")
     prompts: str = setting(
         "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world; `practice`: "
         "those with what the embedded model finds hard, bounces, pulses and crosses",
@@ -61,7 +63,7 @@ class TrainConfig:
     )
     init: str = setting(
         "adapter that all policies begin from: a run (RUN, RUN@STEP, RUN@best), a PEFT folder or a LoRA file, of the "
-        "same base, rank and alpha; empty: they begin as the base is",
+        "same base, rank and alpha; empty: they begin at the base",
         default="",
         path=True,
     )
@@ -84,15 +86,21 @@ class TrainConfig:
         affects="nothing",
     )
     offload: bool = setting(
-        "keep in the host's memory what is idle on the device: the decoder, the reference and the optimiser's moments "
-        "between phases, and reward models but for the one that judges",
+        "keep in the host's memory what the device does not need at the moment: the decoder, the reference and the "
+        "optimiser's moments between phases, and all reward models but the one that is scoring",
         default=False,
         affects="rounding",
     )
-    checkpoint_every: int = setting("checkpoints are this far apart", unit="steps", default=10, ge=1, affects="nothing")
-    checkpoints_kept: int = setting("so many of the newest checkpoints stay", default=2, ge=1, affects="nothing")
+    checkpoint_every: int = setting(
+        "a checkpoint is written every so many steps", unit="steps", default=10, ge=1, affects="nothing"
+    )
+    checkpoints_kept: int = setting("how many of the newest checkpoints are kept", default=2, ge=1, affects="nothing")
     sample_every: int = setting(
-        "groups kept for the report are this far apart", unit="steps", default=10, ge=1, affects="nothing"
+        "a group of candidates is kept for the report every so many steps",
+        unit="steps",
+        default=10,
+        ge=1,
+        affects="nothing",
     )
     tensorboard: bool = setting("write TensorBoard events too", default=False, affects="nothing")
 
@@ -147,7 +155,7 @@ def check_roles(rewards: Sequence[RewardSettings], regularisation: Regularisatio
     for name in sorted({name for name in names if names.count(name) > 1}):
         roles = {reward.role for reward in rewards if reward.name == name}
         if "judge" in roles and len(roles) > 1:
-            raise UserError(f"rewards: {name} is a judge and trained on too; what judges must not be learned: drop one")
+            raise UserError(f"rewards: {name} is both a judge and trained on; a judge must stay held out: drop one")
         raise UserError(f"rewards: {name} is named twice; give each reward once, with its weight")
     primaries = [reward.name for reward in rewards if reward.role == "primary"]
     if len(primaries) > 1:
@@ -170,7 +178,9 @@ def check_roles(rewards: Sequence[RewardSettings], regularisation: Regularisatio
                 "give one reward role=primary"
             )
         if not next(reward.weight for reward in rewards if reward.role == "primary"):
-            raise UserError(f"rewards: the primary reward {primaries[0]} has weight 0; nobody would serve it too well")
+            raise UserError(
+                f"rewards: the primary reward {primaries[0]} has weight 0 and trains nothing; give it a weight above 0"
+            )
         if primaries[0] in KNOWN and primaries[0] not in DOUBTING:
             check_doubt(primaries[0], regularisation)
         if len(trained) < 2:

@@ -1,4 +1,4 @@
-"""The forward process: noise levels and the three ways to name a point on the path from data to noise.
+"""The forward process: noise levels and three views of a point on the path from data to noise.
 
 ``x_sigma = (1 - sigma) x0 + sigma eps`` and the network predicts the velocity ``v = eps - x0``. Everything here is
 pure. ``sigma`` is a number, or has one entry a latent frame ``[b, f]`` for latents ``[b, f, c, h, w]``.

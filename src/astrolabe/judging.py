@@ -178,7 +178,7 @@ def files_and_prompts(places: Sequence[Path], prompt: str | None) -> tuple[list[
 
 def videos_in(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
     """The videos of a folder and their prompts: from what ``astrolabe generate`` wrote beside them, or one for all.
-    What is left out is said. UserError when there is nothing, or nobody says what was asked for."""
+    What is left out is said. UserError when there is nothing, or a prompt is unknown."""
     said = listed_in(folder)
     there = sorted(path for path in folder.glob("*") if not path.name.startswith("."))
     videos = [path.name for path in there if path.suffix.lower() in VIDEO_FILES and not path.stem.endswith(".part")]

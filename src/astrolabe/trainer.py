@@ -20,7 +20,7 @@ from astrolabe.rl.update import learning_rate, move_moments, update
 from astrolabe.rollout.shown import Shown, kept_group
 from astrolabe.rollout.window import Windows
 from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer
-from astrolabe.runtime.clock import Clock, Listener, nobody
+from astrolabe.runtime.clock import Clock, Listener, unheard
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.random import rng_for
 from astrolabe.runtime.world import ALONE, World
@@ -41,7 +41,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     windows: Windows
     watch: Watch
-    on_change: Listener = nobody  # hears the phases of a step
+    on_change: Listener = unheard  # hears the phases of a step
     world: World = ALONE  # the processes that share the work
 
     def step(self, step: int) -> StepResult:
@@ -122,7 +122,7 @@ class Trainer:
         self, rollout: Rollout, scores: Scores, scoring: Scoring, step: int
     ) -> tuple[list[Alarm], Metrics, bool]:
         """What guards and judges see: this rollout, and a few clips that the base makes in the same place and history.
-        Last, whether the judges have never found it as much better."""
+        Last, whether the judges rate it higher above the base than ever before."""
         other = self.scoring(BASE_CLIPS, scoring.clock)
         if scoring.meter is None or other.meter is None:
             return [], {}, False
@@ -148,7 +148,7 @@ class Trainer:
             wish = experience.advantages
         else:
             wish = torch.rand(len(experience.advantages), generator=rng_for(self.cfg.seed, step, "continue"))
-        # What no reward could score may be broken: it never becomes history while there is another.
+        # A candidate without a score may be broken: it becomes history only where there is no other.
         return wish.where(experience.scores.valid, -torch.inf).view(-1, size).argmax(1).tolist()
 
     def make_room(self, phase: Literal["rollout", "update"]) -> None:

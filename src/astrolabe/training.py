@@ -140,7 +140,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 result = trainer.step(step)
             except ScoringError as error:
                 store.save(step, trainer.state(step), identity)
-                raise UserError(f"step {step + 1}: {error}; once that is mended, the same command goes on") from error
+                raise UserError(f"step {step + 1}: {error}; fix that, and the same command goes on") from error
             log.write(step, result.metrics)
             if board:
                 board.write(step, result.metrics)
@@ -197,5 +197,5 @@ def resume(trainer: Trainer, folder: RunFolder, identity: dict[str, str]) -> tup
 
 
 def digest(prompts: PromptList) -> str:
-    """What tells one prompt list from another."""
+    """A digest of the prompts."""
     return hashlib.sha256("\n".join(prompts.prompts).encode()).hexdigest()

@@ -99,7 +99,7 @@ def test_a_home_is_written_with_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "encoder.json").write_text('{"encoder": "e", "dim": 3}')
     assert TextCache.open("~/text").folder == tmp_path / "text"
-    with pytest.raises(UserError, match="nobody of that name has a home here"):
+    with pytest.raises(UserError, match="no user of that name has a home folder here"):
         find_file("~nobody-at-all/model.pt", "owner/name", "model.pt")
 
 

@@ -1,4 +1,4 @@
-"""Guards: what they measure, when a rule speaks, and what the judges call best."""
+"""Guards: what they measure, when a rule applies, and what the judges call best."""
 
 from __future__ import annotations
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 COMMANDS = {
     "demo": "align the embedded model, evaluate it, write a report",
-    "train": "run a recipe, or go on with a run",
-    "runs": "list runs: what became of them, from what they were made",
+    "train": "run a recipe, or continue a run",
+    "runs": "list runs: steps, state, result, and what made them",
     "evaluate": "compare a run with its base on held-out prompts",
     "report": "write RUN/report.html",
     "generate": "make videos of any length",
-    "models": "the released models that can be loaded",
+    "models": "list the released models that can be loaded",
     "embed": "embed prompts, so that training needs no text encoder",
     "export": "write an adapter for other programs",
     "config": "print the configuration that a recipe and its fields make",
-    "doctor": "examine this machine, and whether a recipe could start",
-    "plan": "the memory and time that a step of a recipe takes",
-    "rewards": "try rewards out, score videos, compare rewards",
+    "doctor": "check this machine, and whether a recipe could start",
+    "plan": "estimate the memory and time of a training step",
+    "rewards": "list, check and compare rewards; score videos",
 }

@@ -23,13 +23,13 @@ RECIPE_HELP = (
     "a recipe's name, a run's folder, a config.yaml, or path/to/recipe.py:function; its fields may follow as "
     "--field value"
 )
-SPEC_HELP = "in place of the recipe's: NAME or path/to/file.py:Class, and what is set, as hpsv3,weight=1,role=judge"
-GUARD_HELP = "in place of the recipe's: MEASURE or reward, and what is set, as motion_energy,below=0.6,action=slow"
-RUN_HELP = "the run's folder; RUN@STEP and RUN@best name an adapter of it (default: the finished, or the newest)"
+SPEC_HELP = "in place of the recipe's: NAME or path/to/file.py:Class and its settings, as hpsv3,weight=1,role=judge"
+GUARD_HELP = "in place of the recipe's: a measure or reward and its settings, as motion_energy,below=0.6,action=slow"
+RUN_HELP = "the run's folder; RUN@STEP and RUN@best name an adapter of it (default: the finished one, or the newest)"
 ADAPTER_HELP = "a run (RUN@STEP and RUN@best name an adapter of it), a PEFT folder or a LoRA file"
 MODEL_FIELDS = """\
-Fields of the model may be set too: --model.weights FOLDER,
---model.window_frames 21, and so on; `astrolabe train longlive --help` shows all."""
+Fields of the model may be set too, such as --model.weights FOLDER or
+--model.window_frames 21; `astrolabe train longlive --help` shows all."""
 
 
 def configuration_arguments(parser: ArgumentParser, optional: bool = False) -> None:
@@ -38,7 +38,9 @@ def configuration_arguments(parser: ArgumentParser, optional: bool = False) -> N
     parser.add_argument("--rewards", action="append", metavar="SPEC", help=f"a reward {SPEC_HELP} (may be repeated)")
     parser.add_argument("--guards", action="append", metavar="SPEC", help=f"a guard {GUARD_HELP} (may be repeated)")
     parser.add_argument(
-        "--trust-code", action="store_true", help="run code, install packages, send files that a config or recipe names"
+        "--trust-code",
+        action="store_true",
+        help="let a configuration or recipe run the code, install the packages and send the files that it names",
     )
 
 
@@ -46,7 +48,7 @@ def processes_argument(parser: ArgumentParser) -> None:
     """How many processes share the videos."""
     parser.add_argument(
         "--processes", type=process_number, default="auto", metavar="N",
-        help="processes that share the videos on the CPU, to the same bytes (default: auto, a core each)",
+        help="processes that share the work on the CPU; the videos are the same (default: auto, one a core)",
     )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def plain(name: str) -> str:
 
 
 def default_out(recipe: str) -> Path:
-    """Where a run goes when nobody says: a run that is named goes on."""
+    """The folder of a run without ``--out``; a run that is named is continued."""
     if plain(recipe) not in RECIPES and RunFolder(place(recipe)).exists:
         return place(recipe)
     return Path("runs") / (plain(recipe) if plain(recipe) in RECIPES else Path(recipe.rpartition(".py:")[2]).stem)

@@ -12,7 +12,9 @@ from astrolabe.runtime.world import one_launched
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="the run's folder (default: runs/demo)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="FOLDER", help="the run's folder (default: runs/demo)"
+    )
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

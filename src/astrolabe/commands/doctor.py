@@ -15,7 +15,7 @@ FIELDS = True
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     configuration_arguments(parser, optional=True)
-    parser.add_argument("--out", type=Path, help="where the run would go (default: runs/RECIPE)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the run would go (default: runs/RECIPE)")
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

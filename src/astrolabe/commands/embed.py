@@ -18,7 +18,12 @@ def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     parser.epilog = MODEL_FIELDS
     parser.add_argument("prompts", type=Path, help="a file of prompts or scripts, or a table of them")
-    parser.add_argument("--model", default="self-forcing", help="whose text encoder (all of Wan 2.1 share one)")
+    parser.add_argument(
+        "--model",
+        default="self-forcing",
+        metavar="NAME",
+        help="the model whose text encoder is used (default: self-forcing; all Wan 2.1 share one)",
+    )
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

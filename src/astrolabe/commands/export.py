@@ -17,10 +17,14 @@ def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     parser.epilog = MODEL_FIELDS
     parser.add_argument("adapter", type=Path, help=ADAPTER_HELP)
-    parser.add_argument("--format", choices=FORMATS, default="peft", help="layout (default: peft)")
-    parser.add_argument("--model", help="what a merged checkpoint is made from (default: the run's model)")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="of what is written (default: as it was)")
-    parser.add_argument("--out", type=Path, required=True, help="folder (peft) or file")
+    parser.add_argument("--format", choices=FORMATS, default="peft", help="layout of the file (default: peft)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="the base that a merged checkpoint is made from (default: the run's model)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="precision of what is written (default: as it was)"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="the folder (peft) or file to write")
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

@@ -20,20 +20,28 @@ def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     parser.epilog = MODEL_FIELDS
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", action="append", help="a prompt or a one-line script (may be repeated)")
-    source.add_argument("--prompts", type=Path, help="a file of prompts or scripts, or a table of them")
-    source.add_argument("--script", type=Path, action="append", help="a script in YAML or JSON (may be repeated)")
-    parser.add_argument("--model", help="the model (default: the adapter's, or shapes); `astrolabe models` shows them")
-    parser.add_argument("--adapter", type=Path, help=f"{ADAPTER_HELP} (default: the bare model)")
+    source.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="a prompt or a one-line script (may be repeated)"
+    )
+    source.add_argument("--prompts", type=Path, metavar="FILE", help="a file of prompts or scripts, or a table of them")
+    source.add_argument(
+        "--script", type=Path, action="append", metavar="FILE", help="a script in YAML or JSON (may be repeated)"
+    )
+    parser.add_argument(
+        "--model", metavar="NAME", help="the model (default: the adapter's, or shapes); `astrolabe models` shows them"
+    )
+    parser.add_argument("--adapter", type=Path, metavar="ADAPTER", help=f"{ADAPTER_HELP} (default: the base alone)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--seconds", type=float, help="length (default: the script's, or a clip)")
-    length.add_argument("--frames", type=int, help="length in latent frames, a multiple of the chunk")
-    parser.add_argument("--start", type=Path, help="an image, or a video whose end is gone on from")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument("--batch", type=int, default=1, help="videos made side by side (default: 1)")
+    length.add_argument("--frames", type=int, metavar="N", help="length in latent frames, a multiple of the chunk")
+    parser.add_argument(
+        "--start", type=Path, metavar="FILE", help="an image, or a video that is continued from its end"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: 0)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="videos made side by side (default: 1)")
     processes_argument(parser)
     parser.add_argument("--latents", action="store_true", help="keep the clean latents too, as safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the videos")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder for the videos")
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

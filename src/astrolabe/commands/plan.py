@@ -21,7 +21,9 @@ FIELDS = True
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     configuration_arguments(parser)
-    parser.add_argument("--device", help="for which device (default: this machine's)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="the device to plan for, such as rtx-4090 (default: this machine's)"
+    )
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from astrolabe.runtime.progress import progress
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
-    parser.add_argument("run", type=Path, help="the run's folder; RUN@STEP: as it was then, RUN@best: its best adapter")
+    parser.add_argument("run", type=Path, help="the run's folder; RUN@STEP and RUN@best name an adapter of it")
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

@@ -17,35 +17,62 @@ def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser), metavar="ACTION")
     spec = (
-        "a reward: NAME or path/to/file.py:Class, and what is set: hpsv3,frames=8,model.weights=FOLDER, "
+        "a reward and its settings: NAME or path/to/file.py:Class, as hpsv3,frames=8,model.weights=FOLDER or "
         "mine.py:Mine,args.threshold=0.3"
     )
 
-    actions.add_parser("list", help="the rewards that there are")
+    actions.add_parser("list", help="list all rewards")
 
     writing = actions.add_parser("new", help="write a reward of your own to start from")
-    writing.add_argument("name", help="the class's name: Redness, say")
-    writing.add_argument("--out", type=Path, help="the file (default: NAME in small letters, .py)")
+    writing.add_argument("name", help="the name of the class, such as Redness")
+    writing.add_argument("--out", type=Path, metavar="FILE", help="the file (default: NAME in small letters, .py)")
 
-    trying = actions.add_parser("check", help="whether a reward keeps to what training asks of one")
+    trying = actions.add_parser("check", help="check that a reward can be trained on")
     trying.add_argument("reward", help=spec)
 
     scoring = actions.add_parser("score", help="score video files")
     scoring.add_argument("reward", help=spec)
     scoring.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
-    scoring.add_argument("--prompt", help="what was asked for (default: what `astrolabe generate` wrote beside them)")
+    scoring.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="the prompt of all videos (default: what `astrolabe generate` wrote beside each)",
+    )
 
     comparing = actions.add_parser("correlate", help="rank correlation of two rewards")
     comparing.add_argument("rewards", nargs=2, metavar="REWARD", help=spec)
-    comparing.add_argument("--videos", type=Path, required=True, help="a folder of videos")
-    comparing.add_argument("--prompt", help="what was asked for, for all of them")
-    comparing.add_argument("--out", type=Path, default=Path("correlation.html"), help="the drawing")
+    comparing.add_argument("--videos", type=Path, required=True, metavar="FOLDER", help="a folder of videos")
+    comparing.add_argument(
+        "--prompt",
+        metavar="TEXT",
+        help="the prompt of all videos (default: what `astrolabe generate` wrote beside each)",
+    )
+    comparing.add_argument(
+        "--out",
+        type=Path,
+        default=Path("correlation.html"),
+        metavar="FILE",
+        help="the chart (default: correlation.html)",
+    )
     for action in (scoring, comparing):
-        action.add_argument("--cache", type=Path, help="a file that keeps scores, so that none is computed twice")
-        action.add_argument("--fps", type=float, default=float(FPS), help="frames a second at which videos are seen, "
-                            f"whatever their own rate (default: {FPS}, as models make them)")  # fmt: skip
-        action.add_argument("--chunk-frames", type=int, default=CHUNK, help="latent frames that the videos' model made "
-                            f"at a time, for pixel_seamlessness (default: {CHUNK})")  # fmt: skip
+        action.add_argument(
+            "--cache", type=Path, metavar="FILE", help="keep scores in this file, so that none is computed twice"
+        )
+        action.add_argument(
+            "--fps",
+            type=float,
+            default=float(FPS),
+            metavar="N",
+            help="frames a second at which "
+            f"videos are scored, whatever their own rate (default: {FPS}, as models make them)",
+        )
+        action.add_argument(
+            "--chunk-frames",
+            type=int,
+            default=CHUNK,
+            metavar="N",
+            help=f"latent frames of a chunk of the videos' model, for pixel_seamlessness (default: {CHUNK})",
+        )
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

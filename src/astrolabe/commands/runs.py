@@ -11,7 +11,9 @@ COLOURS = {"running": "cyan", "finished": "green", "guard": "yellow", "failed": 
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look (default: runs)")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("runs"), help="the folder to look in (default: runs)"
+    )
 
 
 def run(args: Namespace, rest: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 from argparse import ArgumentParser, Namespace
@@ -19,13 +20,14 @@ from astrolabe.runtime.progress import progress
 from astrolabe.runtime.world import one_launched
 
 FIELDS = OWN_HELP = True
-WIDTH = 100
+EMPTY = "''"  # as a shell takes an empty value
+WIDEST = 100  # columns of the help page; fewer on a narrower terminal
 
 
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     configuration_arguments(parser, optional=True)
-    parser.add_argument("--out", type=Path, help="the run's folder (default: runs/RECIPE)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="the run's folder (default: runs/RECIPE)")
     parser.add_argument("-h", "--help", action="store_true", help="show every field with its meaning and unit")
     parser.set_defaults(parser=parser)
 
@@ -53,7 +55,7 @@ def help_of(recipe: str, cfg: TrainConfig) -> Iterator[str]:
     """Every recipe, then every field with its value, unit, meaning and what it accepts."""
     yield "recipes:"
     for name, make in RECIPES.items():
-        yield from entry(name, (make.__doc__ or "").splitlines()[0])
+        yield from entry(name, (make.__doc__ or "").splitlines()[0].replace("``", "`"))
     yield f"\nfields, with the values of recipe {recipe} (N counts from 0):"
     docs = list(describe(cfg))
     for name in dict.fromkeys(numberless(doc.name) for doc in docs):
@@ -61,7 +63,7 @@ def help_of(recipe: str, cfg: TrainConfig) -> Iterator[str]:
         values = ", ".join(dict.fromkeys(doc.value for doc in same))
         accepts = " ".join(part for part in (same[0].type_text, same[0].limits) if part)
         unit = f" {same[0].unit}" if same[0].unit else ""
-        yield from entry(f"--{name} {values}{unit}", f"{same[0].description} ({accepts})")
+        yield from entry(f"--{name} {values or EMPTY}{unit}", f"{same[0].description} ({accepts})")
 
 
 def numberless(name: str) -> str:
@@ -70,6 +72,7 @@ def numberless(name: str) -> str:
 
 
 def entry(head: str, said: str) -> Iterator[str]:
-    """A line for what is explained, and its explanation below."""
-    yield f"  {head}"
-    yield from textwrap.wrap(said, WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    """A name with its values, and its explanation below, as wide as the terminal."""
+    width = min(shutil.get_terminal_size().columns, WIDEST)
+    yield from textwrap.wrap(head, width, initial_indent=" " * 2, subsequent_indent=" " * 4)
+    yield from textwrap.wrap(said, width, initial_indent=" " * 8, subsequent_indent=" " * 8)

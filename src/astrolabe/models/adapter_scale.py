@@ -8,7 +8,7 @@ A change of weight is ``alpha / rank * B @ A``. Alpha may stand beside each laye
     Astrolabe     astrolabe: {"alpha": ..., "rank": ...}
 
 A header that says nothing means alpha = rank. One that says something about alpha that is not understood is refused: an
-adapter at a strength that nobody trained looks like a bad adapter.
+adapter at a strength that it was not trained at looks like a bad adapter.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def attend(query: Heads, parts: Sequence[KeyPart]) -> Heads:
         if len(query) % len(part.key):
             raise ValueError(f"{len(query)} queries cannot share {len(part.key)} rows of keys evenly")
     own = [part for part in parts if len(part.key) == len(query)]
-    if len(own) > 1:  # what nobody shares is one part
+    if len(own) > 1:  # what is not shared is one part
         together = KeyPart(torch.cat([part.key for part in own], 1), torch.cat([part.value for part in own], 1))
         parts, own = [*(part for part in parts if len(part.key) < len(query)), together], [together]
     if len(parts) == len(own):

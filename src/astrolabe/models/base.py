@@ -15,7 +15,7 @@ from astrolabe.types import Latents, Sigmas, TextEmbeddings, Video
 
 @runtime_checkable
 class Cache(StreamMemory, Protocol):
-    """The memory of a stream: how far it has come, how much it holds, and how to continue it in several ways."""
+    """The memory of a stream: how far it has come, how much it holds, and how to branch it."""
 
     frames: int
 

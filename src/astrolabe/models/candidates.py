@@ -2,7 +2,7 @@
 
 ``CandidateCache`` streams the clips; ``ClipContext`` runs whole clips at once, for training, and shows every chunk what
 the stream showed it: the same sink, window, evictions and positions (method, sections 2 and 4). All attention is dense,
-chunk by chunk: nothing is computed and then masked. The history is a ``RollingCache`` that nobody writes to any more;
+chunk by chunk: nothing is computed and then masked. The history is a ``RollingCache`` that is no longer written to;
 its rows are prompts, and rows [i * G, (i + 1) * G) of the candidates belong to prompt i.
 """
 

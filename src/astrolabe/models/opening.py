@@ -116,7 +116,7 @@ def check_text(cache: TextCache, config: WanConfig) -> None:
 
 
 class LiveTextEncoder:
-    """Prompts that nobody knew before: from the text cache when they are there, else embedded, and kept there.
+    """New prompts: from the text cache when they are there, else embedded, and kept there.
 
     For programs that take prompts while a video runs. The text encoder is loaded at the first prompt that is new, and
     stays.

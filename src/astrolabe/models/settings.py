@@ -58,11 +58,13 @@ class ReleasedSettings:
         "first latent frames that stay visible for ever; none: as many as the model was made for", default=None, ge=0
     )
     positions: Literal["own", "absolute", "relative"] = setting(
-        "of cached frames: where they stand in the video, or before the chunk at work (for videos longer than those of "
-        "training)", default="own",
+        "positions of cached frames: absolute in the video, or relative to the current chunk (for videos longer than "
+        "those of training); own: as the model was made", default="own",
     )  # fmt: skip
     rebuild_frames: int | None = setting(
-        "clean latent frames from which the cache is made anew before every chunk; none: it is kept", default=None, ge=1
+        "clean latent frames from which the cache is made anew before every chunk; none: the cache is kept",
+        default=None,
+        ge=1,
     )
     vae_tile: int | None = setting(
         "decode in tiles of so many latent rows and columns; none: whole frames", default=None, ge=8
@@ -92,7 +94,7 @@ class ReleasedSettings:
 
     @property
     def stream(self) -> StreamConfig:
-        """How it streams: the model's own ways, and what was set instead. UserError when they contradict each other."""
+        """How it streams: the model's own settings, and what was set instead. UserError when they contradict."""
         stream = released(self.name).stream
         window, sink = stream.window_frames, stream.sink_frames
         return replace(

@@ -1,4 +1,4 @@
-"""Who sees whom: the one rule about which earlier frames a chunk attends to.
+"""Visibility: the one rule about which earlier frames a chunk attends to.
 
 A *memory* answers one question for every self-attention layer: given the rotated queries, keys and values of the frames
 being run, what does each chunk attend to? The rolling cache (``models.cache``) answers while streaming; a clip's

@@ -42,12 +42,12 @@ def shapes() -> TrainConfig:
 
 
 def shapes_random() -> TrainConfig:
-    """The control: the same run under a reward that knows nothing. It must not lift anything."""
+    """The control: the same run under random rewards. Nothing should improve."""
     return replace(shapes(), rewards=(RewardSettings(name="random"),))
 
 
 def shapes_selective() -> TrainConfig:
-    """The same run, where samples that only the joint oracle likes are held near a moving reference."""
+    """The same run with selective regularisation: samples that only the joint oracle rates high are anchored."""
     base = shapes()
     primary, *others = base.rewards
     return replace(
@@ -58,13 +58,13 @@ def shapes_selective() -> TrainConfig:
 
 
 def shapes_positive() -> TrainConfig:
-    """A rival: good samples pull, none pushes."""
+    """A rival: positive-only fine-tuning, without the loss that pushes away from bad samples."""
     settings = PositiveSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True)
     return all_samples(replace(shapes(), algorithm=settings))
 
 
 def shapes_reward_weighted() -> TrainConfig:
-    """A rival: flow matching on the model's own samples, weighted by reward."""
+    """A rival: reward-weighted flow matching on the model's own samples."""
     settings = RewardWeightedSettings(behavior_keep=0.5, levels_per_sample=2, common_noise=True)
     return all_samples(replace(shapes(), algorithm=settings))
 
@@ -75,7 +75,7 @@ def all_samples(cfg: TrainConfig) -> TrainConfig:
 
 
 def shapes_grpo() -> TrainConfig:
-    """A rival: policy gradients along the sampler's own steps."""
+    """A rival: GRPO, policy gradients along the sampler's own steps."""
     return replace(shapes(), algorithm=GRPOSettings(behavior_keep=0.0, levels_per_sample=2))
 
 

@@ -51,7 +51,7 @@ def krea_realtime() -> TrainConfig:
 
 
 def self_forcing_24gb() -> TrainConfig:
-    """The same on one card of 24 GB, such as an RTX 4090: see ``on_24_gb``."""
+    """Self-Forcing on one card of 24 GB, such as an RTX 4090."""
     return on_24_gb(self_forcing())
 
 

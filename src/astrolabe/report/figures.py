@@ -31,7 +31,7 @@ class Chart:
 
 
 def chart(title: str, caption: str, data: list[dict[str, Any]], layout: Mapping[str, Any]) -> Chart:
-    """A chart from Plotly traces and what its layout adds to the house's."""
+    """A chart from Plotly traces, and what its layout adds to the common one."""
     text = json.dumps({"data": data, "layout": house_layout() | dict(layout)}, allow_nan=False)
     return Chart(title, caption, text.replace("<", "\\u003c"))
 

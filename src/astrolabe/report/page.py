@@ -1,4 +1,4 @@
-"""``report.html``: one file that shows a run to somebody who has never heard of it."""
+"""``report.html``: one file that shows a run, for readers who do not know it."""
 
 from __future__ import annotations
 

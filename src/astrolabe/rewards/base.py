@@ -126,7 +126,7 @@ def at_once(pixels: int) -> int:
 
 def attempt(member: Member, video: Video, captions: Sequence[str]) -> Answer:
     """``judged``, but what cannot be judged is nan, and why: where a batch is refused, each video is tried by itself,
-    so that one costs nobody else a score."""
+    so that a bad one costs no other its score."""
     try:
         found, doubt = judged(member, video, captions)
         lost = not bool(found.isfinite().all())

@@ -210,7 +210,7 @@ def look_at(settings: RewardSettings) -> str:
             check_readable(settings.name, path)
         return "your own; `astrolabe rewards check` tries it"
     if settings.server is not None:
-        ServerReward(settings.server)  # reads the rubric and the key, and asks nobody
+        ServerReward(settings.server)  # reads the rubric and the key; nothing is sent
         return f"asks {settings.server.model} at {settings.server.url}"
     if settings.name not in RELEASED_REWARDS:
         return "built in"

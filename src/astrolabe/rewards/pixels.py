@@ -41,7 +41,7 @@ def sharpness(video: Video) -> PerSample:
 
 
 def boundary_jump(video: Video, chunk_frames: int) -> PerSample:
-    """How much more a video changes from chunk to chunk than within chunks: 1 where nobody could tell.
+    """How much more a video changes from chunk to chunk than within chunks: 1 where there is no difference.
 
     It begins with a chunk. A latent frame is four video frames, but for the first of a whole video, which is one: the
     number of frames tells which of the two came.

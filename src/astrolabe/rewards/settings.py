@@ -49,7 +49,7 @@ class RewardModelSettings:
         "what it computes in, but for its head; `auto` is bfloat16 where the machine multiplies it natively",
         default="auto",
     )
-    every: int = setting("models of pictures look at one of so many frames", unit="frames", default=1, ge=1)
+    every: int = setting("image models score one of so many frames", unit="frames", default=1, ge=1)
     best_share: float = setting("hpsv3: the mean over this share of the frames, the best ones, counts", default=0.3,
                                 gt=0, le=1)  # fmt: skip
     token_budget: int = setting("models with a language model: the most tokens in one forward", unit="tokens",
@@ -68,12 +68,12 @@ class RewardModelSettings:
 
 @config
 class ServerSettings:
-    """A server that speaks OpenAI's protocol (vLLM, SGLang and others), and what it is asked."""
+    """A server with an OpenAI-compatible API (vLLM, SGLang and others), and what it is asked."""
 
-    url: str = setting("of the server, up to /v1: http://localhost:8000/v1")
+    url: str = setting("URL of the server, up to /v1: http://localhost:8000/v1")
     model: str = setting("name of the model there")
     rubric: Path = setting("text file that says how to judge; {prompt} stands for the video's prompt", path=True)
-    shown: int = setting("frames that it is shown, evenly spread", default=8, ge=1)
+    shown: int = setting("frames of a video that are sent, evenly spread", default=8, ge=1)
     lowest: float = setting("score of the worst", default=0.0)
     highest: float = setting("score of the best", default=10.0)
     concurrency: int = setting("requests at the same time", default=8, ge=1, affects="nothing")
@@ -105,10 +105,10 @@ class ServerSettings:
 class WorkerSettings:
     """The processes of a reward, under pool.backend=ray."""
 
-    replicas: int = setting("so many workers share its batches", default=1, ge=1, affects="rounding")
+    replicas: int = setting("workers that share its batches", default=1, ge=1, affects="rounding")
     gpus: float = setting("GPUs of each worker; parts of one are shared", default=0.0, ge=0, affects="rounding")
     packages: tuple[str, ...] = setting(
-        "pip packages of an environment of its own (transformers==4.45.2, say); empty: this one", default=()
+        "pip packages to install in an environment of its own (transformers==4.45.2, say); empty: this one", default=()
     )
 
 
@@ -118,8 +118,8 @@ class RewardSettings:
 
     name: str = setting(
         f"an oracle of the shapes world ({', '.join(ORACLES)}), a measure of any video ({', '.join(MEASURES)}), a "
-        f"reward model ({', '.join(MODELS)}), server: a judge that is asked over HTTP, random, which knows nothing, or "
-        "one of your own: path/to/file.py:Class or package.module:Class",
+        f"reward model ({', '.join(MODELS)}), server: a judge that is asked over HTTP, random: a control, or one of "
+        "your own: path/to/file.py:Class or package.module:Class",
         path=True,
     )
     weight: float = setting("share of influence on the sum", default=1.0, ge=0)
@@ -131,13 +131,15 @@ class RewardSettings:
         "what it judges: the clip, the video so far, or both mixed as window.credit says", default="mixed"
     )
     frames: int | None = setting(
-        "it sees so many frames, evenly spread over what it judges; the default is all", default=None, ge=1
+        "number of frames that it sees, evenly spread over what it judges; the default is all", default=None, ge=1
     )
-    model: RewardModelSettings | None = setting("of a reward model; none: all as its authors have it", default=None)
-    server: ServerSettings | None = setting("of the reward `server`: whom it asks, and what", default=None)
+    model: RewardModelSettings | None = setting("settings of a reward model; none: as its authors use it", default=None)
+    server: ServerSettings | None = setting(
+        "settings of the reward `server`: its URL, model and questions", default=None
+    )
     worker: WorkerSettings = WorkerSettings()
     args: dict[str, Plain] = setting(
-        "of a reward of your own: what its class is made with, by the names that its __init__ gives them", default={}
+        "arguments of the class of a reward of your own, by the names in its __init__", default={}
     )
 
     @property
@@ -187,5 +189,5 @@ class PoolSettings:
         "CPU threads of every worker; 0: as many as the training process has", default=0, ge=0, affects="rounding"
     )
     timeout: float = setting(
-        "a worker that has not answered for so long, on a batch or while it starts, is taken for dead", unit="seconds",
+        "a worker that has not answered for so long, on a batch or while it starts, is treated as dead", unit="seconds",
         default=1800.0, gt=0, affects="nothing")  # fmt: skip

@@ -61,7 +61,7 @@ def contributions(
 ) -> Float[Tensor, "m"]:
     """Which share of the advantages' variance each reward brings in; together one, or zeros where nothing varies.
 
-    A share is below zero where a reward was outvoted by the others.
+    A share is below zero where the others outweigh a reward.
     """
     added = weighted(values, weights, combine).view(-1, group_size, len(weights))
     centred = (added - added.nanmean(1, keepdim=True)).nan_to_num(nan=0.0).flatten(0, 1)

@@ -75,7 +75,7 @@ class Algorithm(ABC, Generic[Shared]):
         """Parts of the loss, ``chunks`` chunks at one level in each; all together are the sample's loss."""
 
     def prepare(self, rollout: Rollout, scores: Scores, rng: torch.Generator) -> tuple[Experience, Metrics]:
-        """Combine the rewards, compare within groups, mark whom to anchor. Samples without a score are left out."""
+        """Combine the rewards, compare within groups, mark samples to anchor. Samples without a score are left out."""
         values, size = scores.values[:, : len(self.weights)], rollout.group_size
         rewards = combine_rewards(values, self.weights, self.settings.combine)
         advantages = group_advantages(rewards, size, self.settings.std)

@@ -20,7 +20,7 @@ from astrolabe.types import PerSample
 def ranks(values: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows n"]:
     """Ranks from 0 along the last axis: the highest value has the highest rank, equal ones share the mean of theirs.
 
-    What is nan has the rank nan, and nobody else's rank depends on it.
+    What is nan has the rank nan, and no other rank depends on it.
     """
     filled = torch.where(values.isnan(), torch.inf, values).contiguous()
     ordered = filled.sort(-1).values

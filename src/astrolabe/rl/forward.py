@@ -1,4 +1,4 @@
-"""The training forward: what learner and behavior predict of noisy chunks, in the world that the sampler saw.
+"""The training forward: what learner and behavior predict of noisy chunks, in the context that the sampler saw.
 
 Each noisy chunk sees the frozen past of its stretch, the *clean* chunks of its own candidate before it, and itself,
 with the sink, window, evictions and positions of that point of the stream. The context is the behavior policy's, whose

@@ -1,6 +1,7 @@
 """Watching a run from outside its rewards: measures that need no weights, beside those of the base model on the same
-prompts, and rules of what to do when they part (method, section 5, is what the reference is for; guards are for what no
-reward sees)."""
+prompts, and rules for what to do when they diverge. The reference (method, section 5) is for what the rewards
+disagree about; guards are for what no reward sees.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ BASE_CLIPS = 2  # of every prompt by the base: as few as can differ
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule that spoke, and of what."""
+    """A rule that applied, and why."""
 
     action: Action
     watch: str
@@ -119,7 +120,7 @@ class Watch:
         return bool(self.settings.guards or self.judges)
 
     def see(self, own: Mapping[str, float], base: Mapping[str, float]) -> tuple[list[Alarm], Metrics]:
-        """The measures of a step, this run's and its base's: which rules speak, and what there is to log."""
+        """The measures of a step, this run's and its base's: which rules apply, and what there is to log."""
         for averages, found in ((self.own, own), (self.base, base)):
             for name, value in found.items():
                 averages[name] = self._mixed(averages.get(name), value)
@@ -127,7 +128,7 @@ class Watch:
         for number, rule in enumerate(self.settings.guards):
             value, normal = self.own[rule.watch], self.base[rule.watch]
             if not (math.isfinite(own[rule.watch]) and math.isfinite(base[rule.watch])):
-                continue  # nobody knows
+                continue  # unknown
             self.broken[number] = self.broken[number] + 1 if rule.broken(value, normal) else 0
             if self.broken[number] == rule.steps:
                 self.broken[number] = 0
@@ -142,8 +143,8 @@ class Watch:
         return alarms, metrics | {f"watch/base_{name}": self.base[name] for name in watched} | {"watch/rate": self.rate}
 
     def judge(self, own: Mapping[str, float], base: Mapping[str, float]) -> bool:
-        """Whether the judges have never found this run as much better than its base as now, on a running average.
-        Without judges, and before the average has a past: never.
+        """Whether the judges rate this run higher above its base than ever before, on a running average.
+        False without judges, and until the average covers 1 / (1 - memory) steps.
 
         What matters is the difference on the same prompts: which of them are easy varies more from step to step.
         """

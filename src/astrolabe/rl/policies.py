@@ -1,4 +1,4 @@
-"""Who acts: the learner that is trained, the behavior policy that makes the videos, the reference that anchors."""
+"""The policies: the learner that is trained, the behavior policy that makes the videos, the reference that anchors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Policies(LoraSlots):
         self.alike = False
 
     def compare(self) -> None:
-        """See whether learner and behavior are alike now; whoever changes one of them says so."""
+        """See whether learner and behavior are alike now; code that changes one of them sets ``alike``."""
         pairs = zip(self.tensors("learner").values(), self.tensors("behavior").values(), strict=True)
         self.alike = all(torch.equal(learner, behavior) for learner, behavior in pairs)
 

@@ -33,7 +33,7 @@ class Regulariser:
 
     @classmethod
     def off(cls) -> Regulariser:
-        """One that anchors nobody."""
+        """One that anchors no sample."""
         return cls(RegularisationSettings())
 
     def mark(self, scores: Scores, group_size: int, rng: torch.Generator) -> tuple[Bool[Tensor, "b"], Metrics]:

@@ -45,11 +45,11 @@ class OptimizerSettings:
     max_grad_norm: float = setting("gradients are scaled down to this norm", default=1.0, gt=0)
     warmup: int = setting("steps over which the learning rate rises to its full value", unit="steps", default=0, ge=0)
     schedule: Literal["constant", "cosine"] = setting(
-        "what follows the warm-up: the full rate to the end, or half a cosine down to nothing", default="constant"
+        "what follows the warm-up: a constant rate, or a cosine decay to zero", default="constant"
     )
     minibatches: int = setting("optimiser steps per training step; the groups are dealt among them", default=1, ge=1)
     share: float = setting(
-        "share of a step's samples that are trained on, those of the largest advantages either way",
+        "share of a step's samples that are trained on: those whose advantages are largest in absolute value",
         default=1.0,
         gt=0,
         le=1,
@@ -66,7 +66,8 @@ class OptimizerSettings:
         affects="rounding",
     )
     gradient_checkpointing: bool = setting(
-        "keep only what enters each block, and run the block again in the backward pass: far less memory, slower",
+        "gradient checkpointing: keep only the input of each block and run it again in the backward pass; far less "
+        "memory, slower",
         default=False,
         affects="rounding",
     )
@@ -82,9 +83,11 @@ class AlgorithmSettings:
 
     combine: Combine = setting("how several rewards become one", default="normalize_then_sum")
     std: Std = setting("what advantages are divided by", default="step")
-    behavior_keep: float = setting("share of itself the behavior policy keeps after a step", ge=0, le=1)
+    behavior_keep: float = setting(
+        "EMA decay of the behavior policy: the share of itself that it keeps after a step; 0 is on-policy", ge=0, le=1
+    )
     behavior_rise: float | None = setting(
-        "that share rises from nothing by so much a step, up to behavior_keep; the default is behavior_keep at once",
+        "that decay rises from 0 by so much a step, up to behavior_keep; the default is behavior_keep from the start",
         default=None,
         gt=0,
     )
@@ -125,7 +128,7 @@ class ForwardSettings(AlgorithmSettings):
 
 @config
 class NFTSettings(ForwardSettings):
-    """Negative-aware fine-tuning: good samples pull, bad ones push.
+    """Negative-aware fine-tuning: the loss pulls towards good samples and pushes away from bad ones.
 
     No weighting by default: the cells ``d adaptive`` and ``d adaptive, fast`` of docs/evidence.md gain nothing by it.
     ``beta`` has no default, as it acts together with the learning rate (``e beta 0.3``, ``e beta 1``).
@@ -194,7 +197,7 @@ class GRPOSettings(AlgorithmSettings):
     """
 
     name: Literal["grpo"] = setting("algorithm", default="grpo")
-    clip: float = setting("how far a ratio may leave one before it no longer counts", default=1e-3, gt=0)
+    clip: float = setting("how far a probability ratio may be from 1 before it is clipped", default=1e-3, gt=0)
     max_advantage: float = setting("advantages are cut at this, either way", default=5.0, gt=0)
 
     def make(self, weights: Sequence[float], regulariser: Regulariser) -> Algorithm[Any]:
@@ -206,7 +209,7 @@ class GRPOSettings(AlgorithmSettings):
 
 @config
 class RegularisationSettings:
-    """A pull of the learner towards the reference policy, on some of the samples.
+    """A drift penalty that holds the learner near the reference policy, on some of the samples.
 
     By default there is none: docs/evidence.md has a reward that is hacked without one (``b none``), and rewards that
     are not (``c all``). Selective, ascending and moving are the paper's words; no other cell ``b`` does better
@@ -214,15 +217,17 @@ class RegularisationSettings:
     """
 
     samples: Literal["none", "selective", "uniform", "random"] = setting(
-        "whom it pulls: nobody; those that the primary reward likes and the auxiliary ones do not; everybody; or as "
-        "many as selective would, drawn at random (a control)",
+        "which samples are anchored: none; selective: those that the primary reward rates high and the auxiliary ones "
+        "low; uniform: all; random: as many as selective, drawn at random (a control)",
         default="none",
     )
-    strength: float = setting("weight lambda of the pull beside the loss", default=1e-4, gt=0)
+    strength: float = setting("weight lambda of the drift penalty beside the loss", default=1e-4, gt=0)
     space: Space = setting("where the drift is measured: in clean predictions or in velocities", default="x0")
-    share: float = setting("share rho of the disagreeing samples that are anchored, at first", default=0.1, gt=0, lt=1)
-    share_bounds: tuple[float, float] = setting("between which rho adapts", default=(0.02, 0.2))
-    ranks: RankScope = setting("among whom samples are ranked: all of a step, or each group", default="step")
+    share: float = setting(
+        "share rho of the disagreeing samples that are anchored at the start", default=0.1, gt=0, lt=1
+    )
+    share_bounds: tuple[float, float] = setting("bounds within which rho adapts", default=(0.02, 0.2))
+    ranks: RankScope = setting("samples are ranked among all of a step, or within each group", default="step")
     order: RankOrder = setting(
         "which rank is best: ascending is the highest; descending anchors the opposite samples, to compare with",
         default="ascending",
@@ -231,7 +236,8 @@ class RegularisationSettings:
         "how much the primary reward's own uncertainty adds to the disagreement, both in ranks", default=0.0, ge=0
     )
     reference: Literal["moving", "fixed"] = setting(
-        "whether the learner becomes the new reference now and then, or the base stays it", default="moving"
+        "moving: the learner becomes the new reference now and then; fixed: the base stays the reference",
+        default="moving",
     )
     max_drift: float | None = setting(
         "the reference moves when the mean drift of the anchored samples exceeds this; the default is never",
@@ -260,18 +266,20 @@ class GuardSettings:
         "latent_spread), or the name of one of the run's rewards"
     )
     below: float | None = setting(
-        "the rule speaks when the measure is under this share of the base's", default=None, gt=0
+        "the rule applies when the measure is under this share of the base's", default=None, gt=0
     )
     above: float | None = setting(
-        "the rule speaks when the measure is over this share of the base's", default=None, gt=0
+        "the rule applies when the measure is over this share of the base's", default=None, gt=0
     )
     drop: float | None = setting(
-        "the rule speaks when the measure is more than this under the base's; the one bound for rewards, which may be "
+        "the rule applies when the measure is more than this under the base's; the one bound for rewards, which may be "
         "negative",
         default=None,
         gt=0,
     )
-    steps: int = setting("for so many steps in a row", unit="steps", default=3, ge=1)
+    steps: int = setting(
+        "the measure must be beyond the bound for so many steps in a row", unit="steps", default=3, ge=1
+    )
     action: Action = setting(
         "what is done: warn; slow: half the learning rate from now on, again each time; refresh: the learner becomes "
         "the reference; stop: end the run with the best adapter",

@@ -129,8 +129,8 @@ class Learned(NamedTuple):
 class Sum:
     """The gradient of a mini-batch: those of its units, each whole before they are added, in the order of the units.
 
-    So it is the same to the bit, whoever computed which. That takes memory for one more; on a GPU in one process units
-    are added where they arise, since there bits depend on more than the order.
+    So it is the same to the bit, whichever process computed which. That takes memory for one more; on a GPU in one
+    process units are added where they arise, since there bits depend on more than the order.
     """
 
     def __init__(self, parameters: list[Tensor], apart: bool):

@@ -118,7 +118,7 @@ class VideoStream:
                 f"sink_frames={stream.sink_frames} is not whole chunks of {stream.chunk_frames}: its frames cannot be "
                 "run again one chunk at a time; choose a multiple, or cut"
             )
-        self._speak(text)
+        self._set_text(text)
         self._rebuild()
 
     @torch.no_grad()
@@ -127,10 +127,10 @@ class VideoStream:
 
         ``text`` as for ``switch``.
         """
-        self._speak(text)
+        self._set_text(text)
         self._begin()
 
-    def _speak(self, text: Prompts | TextEmbeddings) -> None:
+    def _set_text(self, text: Prompts | TextEmbeddings) -> None:
         if not isinstance(text, Tensor):
             prompts = [text] * len(self.text) if isinstance(text, str) else list(text)
             text = self.generator.encode_text(prompts).to(self.text)
@@ -211,7 +211,7 @@ class VideoStream:
     def restore(self, parts: Mapping[str, Tensor]) -> None:
         """Go on from ``tensors`` of another stream of the same model, exactly."""
         parts = {name: value.to(self.generator.device) for name, value in parts.items()}
-        self._speak(parts["text"])
+        self._set_text(parts["text"])
         self._begin()
         self.index, self.frames = (int(number) for number in parts["place"])
         for name in ("sink", "recent"):

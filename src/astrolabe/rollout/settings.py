@@ -15,7 +15,7 @@ class RolloutSettings:
     """What is generated in a step."""
 
     prompts: int = setting("prompts in a step", ge=1)
-    group_size: int = setting("candidates of a prompt, which compete", ge=2)
+    group_size: int = setting("candidates of a prompt, which are compared (G)", ge=2)
     micro_batch: int = setting(
         "candidates of every prompt that are made at once; changes memory and speed, not results",
         ge=1,
@@ -68,7 +68,8 @@ class WindowSettings:
         "which candidate of a window the stream goes on with", default="random"
     )
     credit: float = setting(
-        "share of a score that judges the whole shot so far, not the clip alone; its earlier pixels are kept for that",
+        "how a score is divided: this share judges the shot from its beginning, the rest the clip alone (not the "
+        "`credit` of a sample)",
         default=0.0,
         ge=0,
         le=1,

@@ -63,7 +63,7 @@ class Track:
         return self.scripts[0][shot].enter
 
     def told(self, prompts: int) -> str:
-        """Which prompts these are of so many, for whoever watches."""
+        """Which prompts these are of so many, for the display."""
         return f"prompt {self.groups[0] + 1} of {prompts}" if len(self.groups) == 1 else f"{len(self.groups)} prompts"
 
     def captions(self, shot: int) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ class RunAdapter:
 
 
 def run_of(path: Path | str) -> RunFolder | None:
-    """The run that RUN or RUN@WHICH speaks of; None for what is no run."""
+    """The run that RUN or RUN@WHICH names; None for what is no run."""
     folder, _ = split(path)
     return folder if folder.exists else None
 

@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def refuse(self, word: str) -> None:
-        """UserError for an argument that nobody knows, with the nearest of those there are."""
+        """UserError for an unknown argument, with the nearest of those there are."""
         flags = [flag for action in self._actions if action.help != argparse.SUPPRESS for flag in action.option_strings]
         self.error(f"unknown argument {word!r}{nearest(word.partition('=')[0], flags)}")
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: phases as scopes, timed, and told to whoever shows them."""
+"""Where the time of a step goes: phases as scopes, timed, and reported to a listener."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Listener(Protocol):
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 
 
-def nobody(phase: str, done: int, total: int) -> None:
-    """Who hears it when nobody was named."""
+def unheard(phase: str, done: int, total: int) -> None:
+    """The listener that does nothing."""
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
     any. A phase that is entered again goes on where it was.
     """
 
-    def __init__(self, on_change: Listener = nobody, now: Callable[[], float] = time.monotonic):
+    def __init__(self, on_change: Listener = unheard, now: Callable[[], float] = time.monotonic):
         self.seconds: dict[str, float] = {}
         self._on_change, self._now = on_change, now
         self._counts: dict[str, tuple[int, int]] = {}

@@ -202,7 +202,7 @@ def override(cfg: T, texts: Mapping[str, str], whole: Mapping[str, Any] | None =
 
 
 def _holder(name: str, leaves: Mapping[str, Leaf]) -> str:
-    """The setting of plain values, by names of somebody else's, that ``name`` is one of; empty when there is none."""
+    """The setting of plain values, with names that are free, that ``name`` is one of; empty when there is none."""
     holder, _, own = name.rpartition(".")
     open_ended = holder in leaves and any(get_origin(arm) is dict for arm in arms(leaves[holder].info.annotation))
     return holder if open_ended and own.isidentifier() else ""

@@ -80,7 +80,7 @@ class Course:
         return left
 
     def share_of_phase(self) -> float | None:
-        """How much of the phase at work is done: as counted, else as long as it usually takes; None: nobody knows."""
+        """How much of the phase at work is done: as counted, else as long as it usually takes; None: unknown."""
         phase = self.phase
         if phase is None:
             return None

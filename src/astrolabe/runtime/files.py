@@ -18,11 +18,11 @@ GLANCES, GLANCE = 3, 0.05  # looks at a lock, seconds between: whoever asks whet
 
 
 def place(path: Path | str) -> Path:
-    """The path that a person wrote, ``~`` being their home; UserError for a home that nobody has."""
+    """The path that a person wrote, ``~`` being their home; UserError for a user without a home."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise UserError(f"{path}: nobody of that name has a home here; write the path out") from None
+        raise UserError(f"{path}: no user of that name has a home folder here; write the path out") from None
 
 
 def exists(path: Path) -> bool:
@@ -74,7 +74,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 @contextmanager
 def usual_mode(path: Path) -> Iterator[None]:
     """What is written to ``path`` within gets the mode that the umask gives any file: safetensors would keep it to its
-    owner (0600), so that nobody else could use a shared adapter or cache."""
+    owner (0600), so that no other user could read a shared adapter or cache."""
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
     yield
@@ -116,7 +116,7 @@ def held(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # nobody ever did, or it may not be looked at
+    except OSError:  # it never was, or may not be read
         return False
     return False
 

@@ -46,7 +46,7 @@ class Task:
 
     @property
     def share(self) -> float | None:
-        """What is done of the whole, from 0 to 1; None when nobody knows."""
+        """What is done of the whole, from 0 to 1; None when that is unknown."""
         total = self.total  # read once: another thread may be looking
         return min(max(self.done / total, 0.0), 1.0) if total else None
 
@@ -185,7 +185,7 @@ def is_silent() -> bool:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether somebody watches ``stream``: a terminal that can move its cursor, and not the one of a CI's log."""
+    """Whether ``stream`` is watched: a terminal that can move its cursor, and not the one of a CI's log."""
     dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown") or os.environ.get("CI", "") not in ("", "false")
     return not dumb and not stream.closed and stream.isatty()
 

@@ -6,7 +6,7 @@ shape, place in a file). Tensors are then read one at a time, so that loading ne
 ``safe_open`` and ``torch.load(weights_only=True)`` make the index. They do not read the tensors, as both map the whole
 file, and its pages count as the process's own until it is closed: a bfloat16 file that is copied peaks at twice its
 size, and at three times when it becomes float32; read here it peaks at once and twice. A network that is left on the
-mapping would die (SIGBUS) when somebody truncates the file.
+mapping would die (SIGBUS) when another program truncates the file.
 """
 
 from __future__ import annotations

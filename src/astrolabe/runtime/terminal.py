@@ -98,7 +98,7 @@ class Above:
     def write(self, text: str) -> int:
         """Say the lines that are whole."""
         *lines, begun = (self.begun + text).replace("\r\n", "\n").split("\n")
-        self.begun = begun.rpartition("\r")[2]  # somebody else's bar writes over itself
+        self.begun = begun.rpartition("\r")[2]  # another program's bar writes over itself
         if lines:
             self.screen.say("\n".join(line.rpartition("\r")[2] for line in lines))
         return len(text)
@@ -144,7 +144,7 @@ def inside(course: Course, phase: Task, width: int) -> RenderableType:
 def line(
     name: str, share: float | None, parts: Sequence[str], width: int, needed: int = 2, least: int = 12
 ) -> RenderableType:
-    """A name, a bar that pulses while nobody knows the ``share``, and as many of the ``parts`` as there is room for:
+    """A name, a bar that pulses while the ``share`` is unknown, and as many of the ``parts`` as there is room for:
     the first ``needed`` before the bar, the others after it. The name gives way until it has ``least`` columns."""
     first = sum(GAP + cell_len(part) for part in parts[:needed] if part)
     bar = min(max(width // 5, BAR[0]), BAR[1])

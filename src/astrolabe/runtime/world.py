@@ -45,7 +45,7 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that speaks to the user and writes files."""
+        """Whether this is the process that prints and writes files."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:

@@ -94,7 +94,7 @@ def judge(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
 
 
 def _fit(values: Tensor, index: Tensor, worst: float, softness: float) -> Tensor:
-    """How well ``values`` ``[B, N, K]``, larger is better, speak for the entry at ``index`` ``[B]``: ``[B]`` in [0, 1].
+    """How well ``values`` ``[B, N, K]``, larger is better, support the entry at ``index`` ``[B]``: ``[B]`` in [0, 1].
 
     A soft "at least ``worst``, and ahead of the best other"; ``softness``, in the unit of the values, is its width.
     """
