@@ -121,6 +121,18 @@ def test_help_shows_every_field_with_its_meaning(capsys: pytest.CaptureFixture[s
     assert "learning rate" in page and "latent frames" in page
 
 
+@pytest.mark.parametrize("recipe", ["shapes", "longlive"])
+def test_a_help_page_fits_a_narrow_terminal_and_has_every_field_once(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["train", recipe, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    fields = [line.split()[0] for line in lines[lines.index("recipes:") :] if line.startswith("  --")]
+    assert max(map(len, lines)) <= 80 and len(set(fields)) == len(fields) > 60
+    assert all(line == line.rstrip() for line in lines)
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

@@ -16,21 +16,25 @@ CHUNK = 3  # latent frames at a time, as most released models make them
 def arguments(parser: ArgumentParser) -> None:
     """See ``commands``."""
     actions = parser.add_subparsers(dest="action", required=True, parser_class=type(parser), metavar="ACTION")
+
+    def action(name: str, meaning: str) -> ArgumentParser:
+        return actions.add_parser(name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.")
+
     spec = (
         "a reward and its settings: NAME or path/to/file.py:Class, as hpsv3,frames=8,model.weights=FOLDER or "
         "mine.py:Mine,args.threshold=0.3"
     )
 
-    actions.add_parser("list", help="list all rewards")
+    action("list", "list all rewards")
 
-    writing = actions.add_parser("new", help="write a reward of your own to start from")
+    writing = action("new", "write a reward of your own to start from")
     writing.add_argument("name", help="the name of the class, such as Redness")
     writing.add_argument("--out", type=Path, metavar="FILE", help="the file (default: NAME in small letters, .py)")
 
-    trying = actions.add_parser("check", help="check that a reward can be trained on")
+    trying = action("check", "check that a reward can be trained on")
     trying.add_argument("reward", help=spec)
 
-    scoring = actions.add_parser("score", help="score video files")
+    scoring = action("score", "score video files")
     scoring.add_argument("reward", help=spec)
     scoring.add_argument("videos", type=Path, nargs="+", help="video files, or folders of them")
     scoring.add_argument(
@@ -39,7 +43,7 @@ def arguments(parser: ArgumentParser) -> None:
         help="the prompt of all videos (default: what `astrolabe generate` wrote beside each)",
     )
 
-    comparing = actions.add_parser("correlate", help="rank correlation of two rewards")
+    comparing = action("correlate", "compare two rewards by their rank correlation")
     comparing.add_argument("rewards", nargs=2, metavar="REWARD", help=spec)
     comparing.add_argument("--videos", type=Path, required=True, metavar="FOLDER", help="a folder of videos")
     comparing.add_argument(
@@ -54,11 +58,11 @@ def arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="the chart (default: correlation.html)",
     )
-    for action in (scoring, comparing):
-        action.add_argument(
+    for parser in (scoring, comparing):
+        parser.add_argument(
             "--cache", type=Path, metavar="FILE", help="keep scores in this file, so that none is computed twice"
         )
-        action.add_argument(
+        parser.add_argument(
             "--fps",
             type=float,
             default=float(FPS),
@@ -66,7 +70,7 @@ def arguments(parser: ArgumentParser) -> None:
             help="frames a second at which "
             f"videos are scored, whatever their own rate (default: {FPS}, as models make them)",
         )
-        action.add_argument(
+        parser.add_argument(
             "--chunk-frames",
             type=int,
             default=CHUNK,
