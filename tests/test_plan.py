@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from astrolabe.cli import main
+from astrolabe.doctor import computing
 from astrolabe.experiment import TrainConfig
 from astrolabe.models.lora import lora_parameters
 from astrolabe.models.released import WAN_1_3B
@@ -46,8 +47,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plays, "BLOCKS", (1, 2))
 
 
-def five_blocks(cfg: TrainConfig) -> WanGenerator:
-    wan = WanConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=5, freq_dim=16, text_dim=8)
+def four_blocks(cfg: TrainConfig) -> WanGenerator:
+    wan = WanConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=4, freq_dim=16, text_dim=8)
     stream = StreamConfig(3, 6, 3, "relative", 5.0, (1000, 750, 500, 250))
     return empty_generator(wan, stream, (16, 4, 4), 6, Codec().requires_grad_(False), torch.float32)
 
@@ -89,11 +90,11 @@ def test_what_is_held_is_what_its_sizes_say() -> None:
     slot = 4 * lora_parameters(WAN, cfg.lora.rank)
     assert (plan.held["adapters"], plan.held["reference"]) == (2 * slot, slot)
     assert 2 * slot <= plan.held["optimizer"] < 2 * slot + 4096  # two moments, and a counter each
-    history = CPU.part(play_history, cfg, cfg.window, cfg.rollout.prompts)["stream"].kept
-    text = 2 * 4 * WAN.num_layers * cfg.rollout.prompts * WAN.dim  # keys and values of a word
-    held = WAN.cache_bytes(cfg.rollout.prompts, 9, 16, 4)
+    history = CPU.part(play_history, cfg, cfg.window, 1)["stream"].kept
+    text = 2 * 4 * WAN.num_layers * WAN.dim  # keys and values of a word
+    held = WAN.cache_bytes(1, 9, 16, 4)  # of one prompt: they are made one after another
     assert held < history < held + 64 * text
-    assert plan.frames == 4 * (4 * 6) * 3 * 64 * 64
+    assert plan.frames == 2 * (4 * 6) * 3 * 64 * 64
     assert make_plan(override(cfg, {"rollout.micro_batch": "1"}), CPU).frames == plan.frames / 2
 
 
@@ -101,9 +102,9 @@ def test_a_few_blocks_tell_what_all_of_them_take(monkeypatch: pytest.MonkeyPatch
     fields = {"window.start": "choices", "window.choices": "12", "optimizer.gradient_checkpointing": "true",
               "regularisation.samples": "uniform"}  # fmt: skip
     cfg, found = override(tiny(), fields), []
-    for blocks in ((2, 3), (5, 6)):
+    for blocks in ((2, 3), (4, 5)):
         monkeypatch.setattr(plays, "BLOCKS", blocks)
-        troupe = Troupe(five_blocks)
+        troupe = Troupe(four_blocks)
         parts = [troupe.part(play, cfg) for play in (play_optimizer, play_history, play_rollout, play_update)]
         found.append([*(part for some in parts for part in some.values()), Part(sum(troupe.held(cfg).values()))])
     for few, all_of_them in zip(*found, strict=True):
@@ -114,10 +115,10 @@ def test_a_few_blocks_tell_what_all_of_them_take(monkeypatch: pytest.MonkeyPatch
 
 def test_the_runs_between_the_first_and_the_last_are_as_they_would_be_played(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny(window__frames="9", optimizer__chunks="1", regularisation__samples="uniform")
-    quick = Troupe(five_blocks)._play(play_update, cfg, 1)
+    quick = Troupe(four_blocks)._play(play_update, cfg, 1)
     monkeypatch.setattr(plays.Shown, "velocity_in_context", lambda self, *args: self._velocity(*args))
     monkeypatch.setattr(plays.Shown, "all", lambda self: (sum(self.runs, Work()), sum(self.pulls, Work())))
-    whole = Troupe(five_blocks)._play(play_update, cfg, 1)
+    whole = Troupe(four_blocks)._play(play_update, cfg, 1)
     chunk = 4 * 3 * 16 * 4 * 4  # bytes of the latents that a run between hands on, with their gradient
     assert whole["update"].bytes <= quick["update"].bytes < whole["update"].bytes + 5 * chunk
     assert quick["update"].work.exact == pytest.approx(whole["update"].work.exact, rel=0.001)
@@ -136,7 +137,7 @@ def test_no_part_is_played_twice_that_the_same_settings_decide() -> None:
 def test_chunks_cost_by_what_they_look_back_at() -> None:
     """Of a clip of 1 + n chunks the passes lie between the first and the last, in even steps where all is seen."""
     cfg = override(on_card(self_forcing()), {**SMALL, "window.frames": "9"})
-    parts = GPU.part(play_rollout, cfg, cfg.window, cfg.rollout.prompts, cfg.rollout.micro_batch)
+    parts = GPU.part(play_rollout, cfg, cfg.window, 2, cfg.rollout.micro_batch)
     first, last = parts["first"].work.tensor, parts["last"].work.tensor
     passes = 5 * first + 5 * (first + last) / 2 + 4 * last  # four levels each, and the context but of the last
     assert make_plan(cfg, GPU, False).phases["rollout"].work.tensor == pytest.approx(24 * passes)
@@ -157,7 +158,8 @@ def test_a_pull_and_a_trajectory_are_counted() -> None:
     made, usual = (make_plan(cfg, CPU).phases["decode"].work.exact for cfg in (watched, plain))
     assert made == pytest.approx(2 * usual)  # two candidates of the base beside the group of two
     grpo = replace(plain, algorithm=GRPOSettings(behavior_keep=0.0))
-    way = 2 * 2 * 4 * 4 * 6 * 16 * 8 * 8 * 4  # inputs and predictions as made and as kept, levels, candidates, latents
+    clip, levels = 4 * 6 * 16 * 8 * 8, 4
+    way = 2 * levels * (2 + 4) * clip  # inputs and predictions, as two candidates are made and as all four are kept
     assert make_plan(grpo, CPU).phases["rollout"].bytes == make_plan(plain, CPU).phases["rollout"].bytes + way
 
 
@@ -177,6 +179,9 @@ def test_the_knobs_turn_what_they_say() -> None:
     assert make_plan(tiny(optimizer__micro_batch="1"), CPU).phases["update"].bytes < base.bytes
     rollout = [make_plan(tiny(rollout__micro_batch=n), CPU).phases["rollout"].bytes for n in ("1", "2")]
     assert rollout[0] < rollout[1]
+    alone, beside = (make_plan(tiny(rollout__side_by_side=n), CPU).phases for n in ("1", "2"))
+    assert alone["rollout"].bytes < beside["rollout"].bytes and alone["decode"].bytes < beside["decode"].bytes
+    assert alone["decode"].work == beside["decode"].work
 
 
 def test_what_rests_on_the_host_is_counted_where_it_works_and_nowhere_else() -> None:
@@ -230,6 +235,11 @@ def test_float32_on_a_gpu_writes_out_the_scores_of_what_is_shared() -> None:
     assert gpu > 1.5 * cpu
 
 
+def test_doctor_says_that_float32_on_a_gpu_is_slow() -> None:
+    assert "tensor cores" in computing("cuda:1", torch.float32)
+    assert computing("cuda", torch.bfloat16) == "cuda, bfloat16" and computing("cpu", torch.float32) == "cpu, float32"
+
+
 def test_a_plan_for_a_card_does_not_depend_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for native in (True, False):
@@ -264,7 +274,7 @@ def test_the_smallest_change_that_fits_has_nothing_to_spare() -> None:
     cfg = on_card(self_forcing())
 
     def plan_of(other: TrainConfig) -> Plan:
-        rank, prompts = other.lora.rank / 16, 4 * other.rollout.prompts
+        rank, prompts = other.lora.rank / 16, 4 * (other.rollout.side_by_side or other.rollout.prompts)
         rests = 0 if other.offload else 20
         tokens = other.rewards[0].reward_model.token_budget / 4096
         decode = 2 if "32" in str(other.model) else 9

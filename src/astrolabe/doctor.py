@@ -243,7 +243,15 @@ def first_adapter(cfg: TrainConfig) -> str:
 def device_of(cfg: TrainConfig) -> str:
     """Where the base computes, and in what; UserError when it cannot."""
     check_device(cfg.model.place)
-    return f"{cfg.model.place}, {str(torch_dtype(cfg.model.dtype, cfg.model.place)).removeprefix('torch.')}"
+    return computing(cfg.model.place, torch_dtype(cfg.model.dtype, cfg.model.place))
+
+
+def computing(place: str, dtype: torch.dtype) -> str:
+    """A device and a precision, and what that means where it is slow."""
+    said = f"{place}, {str(dtype).removeprefix('torch.')}"
+    if dtype == torch.float32 and torch.device(place).type == "cuda":
+        said += "; there without tensor cores, and with all scores of attention to a shared history written out"
+    return said
 
 
 def show_findings(findings: Iterable[Finding]) -> None:

@@ -37,6 +37,8 @@ def knobs(cfg: TrainConfig) -> Iterator[Knob]:
         yield Knob({"optimizer.micro_batch": "1"}, frozenset(LEARNING))
     if rollout.micro_batch > 1:
         yield Knob({"rollout.micro_batch": "1"}, frozenset(FILMING | JUDGING))
+    if rollout.prompts > 1 and rollout.side_by_side != 1:
+        yield Knob({"rollout.side_by_side": "1"}, frozenset(FILMING | JUDGING))
     if not cfg.offload:
         yield Knob({"offload": "true"}, frozenset(FILMING | JUDGING | LEARNING))
     for number, reward in enumerate(cfg.rewards):

@@ -176,43 +176,48 @@ def new_stream(stage: Stage, prompts: int, full: int) -> VideoStream:
     return stream
 
 
+def side_by_side(cfg: TrainConfig) -> int:
+    """Prompts that are streamed, and whose candidates are made, in one batch."""
+    return min(cfg.rollout.side_by_side or cfg.rollout.prompts, cfg.rollout.prompts)
+
+
 def play_history(stage: Stage, cfg: TrainConfig) -> Parts:
-    """The first chunk of the history of every prompt, the last one, and what stays for the window."""
+    """The first chunk of the history of prompts side by side, the last one, and what stays for the window."""
     parts: Parts = {}
     deepest, chunk = cfg.window.length - cfg.window.frames, stage.generator.stream.chunk_frames
     with torch.no_grad(), stage.policies.using("behavior"):
         if deepest:
             with counted(stage.ledger, parts, "first"):
-                stream = new_stream(stage, cfg.rollout.prompts, 0)
+                stream = new_stream(stage, side_by_side(cfg), 0)
                 stream.step()
             del stream
             with counted(stage.ledger, parts, "last"):
-                stream = new_stream(stage, cfg.rollout.prompts, deepest - chunk)
+                stream = new_stream(stage, side_by_side(cfg), deepest - chunk)
                 done = stage.ledger.work
                 stream.step()
                 done = stage.ledger.work - done
             parts["last"] = replace(parts["last"], work=done)
             del stream
         with counted(stage.ledger, parts, "stream"):
-            stream = new_stream(stage, cfg.rollout.prompts, deepest)
+            stream = new_stream(stage, side_by_side(cfg), deepest)
         del stream
     return parts
 
 
 def play_rollout(stage: Stage, cfg: TrainConfig) -> Parts:
-    """One denoising pass of ``micro_batch`` candidates of every prompt: of their first chunk and of their last, which
-    has most to look back at. The context pass that follows a chunk is the same pass."""
+    """One denoising pass of ``micro_batch`` candidates of prompts side by side: of their first chunk, and of their
+    last, which has most to look back at. The context pass that follows a chunk is the same pass."""
     parts: Parts = {}
     rollout, frames, generator = cfg.rollout, cfg.window.frames, stage.generator
     chunk = generator.stream.chunk_frames
     with torch.no_grad(), stage.policies.using("behavior"):
-        stream = new_stream(stage, rollout.prompts, cfg.window.length - frames)
+        stream = new_stream(stage, side_by_side(cfg), cfg.window.length - frames)
         with counted(stage.ledger, parts, "candidates"):
             cache = generator.new_candidates(cast(RollingCache, stream.cache), rollout.micro_batch, frames)
         for name, place in (("first", 0), ("last", frames - chunk)):
             cache.frames = place
             with counted(stage.ledger, parts, name):
-                noisy = stage.blank(rollout.prompts * rollout.micro_batch, chunk, *generator.latent_shape)
+                noisy = stage.blank(side_by_side(cfg) * rollout.micro_batch, chunk, *generator.latent_shape)
                 generator.velocity(noisy, per_frame(0.5, noisy), stream.condition, cache)
     return parts
 

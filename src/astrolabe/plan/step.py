@@ -26,6 +26,7 @@ from astrolabe.plan.plays import (
     play_optimizer,
     play_rollout,
     play_update,
+    side_by_side,
 )
 from astrolabe.rewards.base import at_once
 from astrolabe.rewards.costs import Cost, Seen, costs
@@ -99,14 +100,19 @@ class Sizes:
     @property
     def rows(self) -> int:
         """Candidates that are made at once."""
-        return self.cfg.rollout.prompts * self.cfg.rollout.micro_batch
+        return side_by_side(self.cfg) * self.cfg.rollout.micro_batch
 
     @property
     def batches(self) -> Number:
         """Times that so many are made in a step; the base makes some too where it is compared with."""
         rollout = self.cfg.rollout
         some = BASE_CLIPS / rollout.micro_batch if make_watch(self.cfg).wanted else 0
-        return math.ceil(rollout.group_size / rollout.micro_batch) + some
+        return self.tracks * (math.ceil(rollout.group_size / rollout.micro_batch) + some)
+
+    @property
+    def tracks(self) -> float:
+        """Batches of streams, one after another."""
+        return self.cfg.rollout.prompts / side_by_side(self.cfg)
 
     @property
     def chunks(self) -> int:
@@ -194,15 +200,15 @@ def videos_at_once(sizes: Sizes) -> int:
 def kept(troupe: Troupe, sizes: Sizes) -> Number:
     """Bytes that streams and candidates keep, whoever is at work."""
     cfg = sizes.cfg
-    history = troupe.part(play_history, cfg, cfg.window, cfg.rollout.prompts)
+    history = troupe.part(play_history, cfg, cfg.window, side_by_side(cfg))
     state = troupe.decoded(cfg)["state"].kept * cfg.rollout.prompts if sizes.deepest else 0.0
-    return history["stream"].kept + state + sizes.clips
+    return sizes.tracks * history["stream"].kept + state + sizes.clips
 
 
 def filmed(troupe: Troupe, sizes: Sizes, standing: Number) -> dict[str, Phase]:
     """The phases in which videos are made."""
     cfg, size = sizes.cfg, sizes.stream.chunk_frames
-    made = troupe.part(play_rollout, cfg, cfg.window, cfg.rollout.prompts, cfg.rollout.micro_batch)
+    made = troupe.part(play_rollout, cfg, cfg.window, side_by_side(cfg), cfg.rollout.micro_batch)
     decoding, chunks = troupe.decoded(cfg), sizes.chunks
     there = standing + kept(troupe, sizes) + sizes.way + made["candidates"].kept
     ends = (sizes.deepest, sizes.deepest + (chunks - 1) * size)
@@ -225,7 +231,7 @@ def remembered(troupe: Troupe, sizes: Sizes, standing: Number) -> Phase:
     """The phase in which the streams come to where their windows stand: denoised up to the first, and then a candidate
     of every window committed and decoded."""
     cfg, size = sizes.cfg, sizes.stream.chunk_frames
-    found = troupe.part(play_history, cfg, cfg.window, cfg.rollout.prompts)
+    found = troupe.part(play_history, cfg, cfg.window, side_by_side(cfg))
     decoding, ends = troupe.decoded(cfg), (0, sizes.deepest - size)
     first, last = (replace(found[name], work=(1 / (sizes.levels(end) + 1)) * found[name].work)
                    for name, end in zip(("first", "last"), ends, strict=True))  # fmt: skip
@@ -237,9 +243,11 @@ def remembered(troupe: Troupe, sizes: Sizes, standing: Number) -> Phase:
     commits = (1 - each) * sizes.chunks
     work += commits * last.work
     frames = cfg.rollout.prompts * (each * chunks + commits) * decoding["later"].work
-    most = cfg.rollout.prompts * (decoding["first"].kept + decoding["later"].bytes)
+    most = side_by_side(cfg) * (decoding["first"].kept + decoding["later"].bytes)
     peak = max(found["first"].bytes, found["last"].bytes, found["stream"].kept + most)
-    return Phase(standing + peak, work + frames)
+    # The streams of the batches before it are there already.
+    before = (sizes.tracks - 1) * (found["stream"].kept + side_by_side(cfg) * decoding["state"].kept)
+    return Phase(standing + before + peak, sizes.tracks * work + frames)
 
 
 def judged(

@@ -68,14 +68,14 @@ def longlive_24gb() -> TrainConfig:
 def on_24_gb(cfg: TrainConfig) -> TrainConfig:
     """A recipe in so little memory that a step fits a card of 24 GB, as ``astrolabe plan`` counts it.
 
-    What changes training: one prompt a step, and adapters of rank 64 at the same scale. What does not: a chunk at a
-    time, in blocks that are run again; and what is idle waits in the host's memory, 20 GB of reward models above all.
-    HPSv3 looks at every fourth frame, or judging would take most of a step.
+    What changes training: adapters of rank 64 at the same scale, and HPSv3 looks at every fourth frame. What does not:
+    one prompt after another, a chunk at a time, in blocks that are run again; and what is idle waits in the host's
+    memory, 20 GB of reward models above all.
     """
     primary, *others = cfg.rewards
     return replace(
         cfg,
-        rollout=replace(cfg.rollout, prompts=1),
+        rollout=replace(cfg.rollout, side_by_side=1),
         rewards=(replace(primary, model=RewardModelSettings(every=4, token_budget=4096)), *others),
         lora=LoraSettings(rank=64, alpha=64.0),
         optimizer=replace(cfg.optimizer, chunks=1),
