@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     remark.cache_clear()
     try:
         run(list(sys.argv[1:] if argv is None else argv))
-    except BrokenPipeError:  # whoever read the output has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse(str(error))
     except Interrupted as stop:
         refuse(str(stop), INTERRUPTED)
-    except KeyboardInterrupt as stop:  # whoever was at work left a note of what it was
+    except KeyboardInterrupt as stop:  # the work that was interrupted left a note of what it was
         said = " ".join(["interrupted", "; ".join(getattr(stop, "__notes__", []))]).rstrip()
         well = stop.__context__  # it may have come when all was done and only being closed
         refuse(str(well) if isinstance(well, Interrupted) else said, INTERRUPTED)

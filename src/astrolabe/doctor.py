@@ -266,5 +266,5 @@ def show_findings(findings: Iterable[Finding]) -> None:
         table.add_row(mark, finding.name, said)
     Console().print(table)
     if ill:
-        print(f"{ill} thing{'s' * (ill > 1)} to mend")
+        print(f"{ill} thing{'s' * (ill > 1)} to fix")
         sys.exit(1)

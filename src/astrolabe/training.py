@@ -15,7 +15,7 @@ from astrolabe.experiment import TrainConfig, resolved
 from astrolabe.rewards.base import ScoringError
 from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.policies import SLOTS
-from astrolabe.rl.signal import Misgivings
+from astrolabe.rl.signal import LearningWarnings
 from astrolabe.rl.update import make_optimizer
 from astrolabe.rollout.window import Windows
 from astrolabe.runs.disk import check_disk
@@ -131,7 +131,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
         interrupt = stack.enter_context(graceful_interrupt())
         display = stack.enter_context(training_display(cfg.steps, start, shown))
         trainer = replace(trainer, on_change=display.phase)
-        misgivings = Misgivings(cfg.algorithm.keep)
+        warnings = LearningWarnings(cfg.algorithm.keep)
         trainer.begin(start)
         for step in range(start, cfg.steps):
             if trainer.watch.stopped:
@@ -145,7 +145,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             if board:
                 board.write(step, result.metrics)
             display.update(step, result.metrics)
-            for said in misgivings.see(step, result.metrics):
+            for said in warnings.see(step, result.metrics):
                 display.note(f"step {step + 1}: {said}")
             for alarm in result.alarms:
                 display.note(f"step {step + 1}: {alarm.action}: {alarm.message}")
@@ -165,7 +165,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
                 store.save(done, trainer.state(done), identity)
             if interrupt.requested:
                 raise Interrupted(f"stopped after step {done} of {cfg.steps}; the same command goes on from there")
-        for said in misgivings.last():
+        for said in warnings.last():
             display.note(f"at the end: {said}")
 
 

@@ -15,7 +15,7 @@ TINY = ["doctor", "shapes_tiny"]
 
 
 def said(argv: list[str], capsys: pytest.CaptureFixture[str], ill: bool) -> str:
-    """What the doctor says, on one line; its exit code says whether something is to be mended."""
+    """What the doctor says, on one line; its exit code says whether something is to be fixed."""
     capsys.readouterr()
     if ill:
         with pytest.raises(SystemExit) as stopped:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from astrolabe.rl.signal import SURE, Misgivings, advantage_signal
+from astrolabe.rl.signal import SURE, LearningWarnings, advantage_signal
 from astrolabe.types import Scores
 
 
@@ -68,7 +68,7 @@ def test_samples_without_a_score_are_left_out_and_too_few_prompts_say_nothing() 
 
 def heard(keep: float, lines: list[dict[str, float]]) -> tuple[list[tuple[int, str]], list[str]]:
     """What is said of some steps, each with its number, and at the end."""
-    made = Misgivings(lambda step: keep)
+    made = LearningWarnings(lambda step: keep)
     said = [(step, text) for step, line in enumerate(lines) for text in made.see(step, line)]
     return said, made.last()
 

@@ -1,7 +1,7 @@
 """Embeddings of prompts on disk, so that training and generation never need the text encoder.
 
 One safetensors file a prompt, under a name made of the encoder's identity and the prompt: written whole or not at all,
-read by any number of processes at once, and equal whoever wrote it. Rows of padding are zero and are not stored.
+read by any number of processes at once, and the same whichever wrote it. Rows of padding are zero and are not stored.
 ``encoder.json`` says whose embeddings a folder holds: they are found again without the encoder.
 """
 

@@ -1,4 +1,4 @@
-"""``report.html``: one file that shows a run, for readers who do not know it."""
+"""``report.html``: one file that shows a run, for readers who have not seen it before."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from astrolabe.types import Footage, Latents, PerSample, Scores, Video, to_video
 TRIES = 3  # of one batch, each with a worker of its own
 PAUSE = 0.2  # seconds between looks at a worker that is being started again
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # set to 0, Ray listens on this machine alone
-NICE = "RAY_worker_niceness"  # workers are the run's own, and wait for nobody else's work
+NICE = "RAY_worker_niceness"  # workers belong to the run, and yield to no other work
 TOKEN = "RAY_AUTH_TOKEN"  # who may ask the workers for work; without one Ray writes one into the home folder
 
 
@@ -126,7 +126,7 @@ class Crew:
         while batch := self.batches.get():
             try:
                 batch.answer.set_result(self._judge(worker, batch))
-            except BaseException as error:  # handed to whoever waits for the scores
+            except BaseException as error:  # raised where the scores are waited for
                 batch.answer.set_exception(error)
 
     def _judge(self, worker: Any, batch: Batch) -> list[Answer]:

@@ -55,9 +55,9 @@ def error_variance(scores: Scores, weights: Sequence[float], combine: Combine) -
     return (doubts * torch.tensor(weights) / scale).square().sum(1)
 
 
-class Misgivings:
-    """What makes a run pointless without an error: looked for in the metrics of every step, said after ``PATIENCE``
-    steps in a row, and once more at the end if it lasts until then.
+class LearningWarnings:
+    """Finds in the metrics of every step that nothing can be learned, though there is no error; warns after
+    ``PATIENCE`` such steps in a row, and once more at the end if it lasts until then.
 
     ``keep`` tells which share of itself the behavior policy keeps after a step.
     """

@@ -77,7 +77,7 @@ class RunFolder:
 
     @property
     def done(self) -> int:
-        """Steps that are done for good: a run that was cut off goes on behind them."""
+        """Steps that are done for good: an interrupted run continues after them."""
         if self.steps:
             return self.steps[-1]
         return len(self.metrics()) if self.finished else 0

@@ -58,7 +58,7 @@ def commit() -> str:
     source = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
-        # A package that was installed may lie inside somebody's repository: it must be tracked there itself.
+        # A package that was installed may lie inside another repository: it must be tracked there itself.
         return subprocess.run(
             ["git", "-C", str(source), *words], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
@@ -86,7 +86,7 @@ def located(text: str) -> str | None:
 def found_again(written: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:
     """Of settings as they were ``written``, those that must be read otherwise from here: by name, absolute.
 
-    ``known`` is where they were. What is at neither place keeps the place it had, so that whoever looks for it says so.
+    ``known`` is where they were. What is at neither place keeps the place it had, to be reported where it is opened.
     """
     found = {}
     for name, there in known.items():

@@ -1,4 +1,4 @@
-"""One session of a run: what it goes on with, and how it ends, for the person and for the history."""
+"""One session of a run: what it continues, and how it ends, for the user and for the history."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def load_tensors(path: Path | str, prefix: str = "") -> tuple[dict[str, Tensor],
 def fingerprint(tensors: Mapping[str, Tensor], what: str = "a checkpoint") -> str:
     """SHA-256 in hex over names, dtypes, shapes and bytes, in the order of the names: equal exactly for equal sets.
 
-    ``what`` they are is for whoever watches.
+    ``what`` they are is for the display.
     """
     digest = hashlib.sha256()
     with progress(f"hashing {what}", sum(tensor.nbytes for tensor in tensors.values()), "bytes") as task:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Listener(Protocol):
-    """Hears the phase that begins or goes on, and how much of it is done; ``total`` is 0 where nothing is counted."""
+    """Gets the phase that begins or continues, and how much is done; ``total`` is 0 where nothing is counted."""
 
     def __call__(self, phase: str, done: int, total: int) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and how the command line shows it."""
+"""The one error that the user can fix, and how the command line shows it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class NotPermitted(UserError):
-    """The file is there, as far as anybody can tell, but the system does not let this user read it."""
+    """The file is there, as far as can be seen, but the system does not let this user read it."""
 
 
 @contextmanager
@@ -34,5 +34,5 @@ def nearest(word: str, known: Iterable[str], count: int = 3) -> str:
 
 @cache
 def remark(text: str) -> None:
-    """What a user should know and need not mend: a line on standard error, however often it is found."""
+    """What a user should know, though nothing is wrong: a line on standard error, however often it is found."""
     print(f"astrolabe: {text}", file=sys.stderr)

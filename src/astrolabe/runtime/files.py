@@ -14,7 +14,10 @@ from typing import IO
 
 from astrolabe.runtime.errors import NotPermitted, UserError
 
-GLANCES, GLANCE = 3, 0.05  # looks at a lock, seconds between: whoever asks whether it is held has it for an instant
+GLANCES, GLANCE = (
+    3,
+    0.05,
+)  # looks at a lock, seconds between: a process that asks whether it is held has it for an instant
 
 
 def place(path: Path | str) -> Path:
@@ -123,7 +126,7 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[IO[str]]:
-    """The lock file of a folder (made if needed), opened for reading: that is enough, whoever made it."""
+    """The lock file of a folder (made if needed), opened for reading: that is enough, whichever user made it."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     if not path.exists():

@@ -73,5 +73,5 @@ def _unknown(start: bytes) -> str:
         return f"neither a safetensors file nor a zip written by torch.save (it begins with {start[:8]!r}); {AGAIN}"
     quoted = " ".join(text.split())[:60]
     if text.lstrip()[:1] in "{[":
-        return f"JSON text, not a checkpoint (it begins with {quoted!r}); if a server said so, mend that and {AGAIN}"
+        return f"JSON text, not a checkpoint (it begins with {quoted!r}); if a server sent it, fix that and {AGAIN}"
     return f"neither a safetensors file nor a zip written by torch.save, but text ({quoted!r}); {EXPECTED}"

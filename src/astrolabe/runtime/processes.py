@@ -1,6 +1,6 @@
 """More processes for one command, on this machine: they begin with it, work with it, and end when it ends.
 
-They talk over pipes that have no name and no port: nobody else can reach them, and a process that dies is noticed at
+They talk over pipes that have no name and no port: no other program reaches them, and a process that dies is noticed at
 once, however it died. Signals reach the first process alone (the others are groups of their own); it decides, and what
 it decides reaches the others with the work. One thread each: threads of one process wait for each other in every
 operation, so that a core that is busy with something else holds all of them up.
@@ -96,7 +96,7 @@ class Crew:
                 )  # fmt: skip
                 self._pipes.append(here)
                 there.close()
-                with suppress(OSError):  # whoever died already is found when it is heard
+                with suppress(OSError):  # one that has died already is found when it is read from
                     here.send_bytes(VALUE + job)
         finally:
             os.close(alive)

@@ -30,8 +30,8 @@ def clock() -> float:
 
 @dataclass
 class Task:
-    """Work and how far it has come. ``unit`` is ``"bytes"`` or the plural of what is counted; ``total`` None: nobody
-    knows; ``note``: what else is to be seen of it."""
+    """Work and how far it has come. ``unit`` is ``"bytes"`` or the plural of what is counted; ``total`` None:
+    unknown; ``note``: what else is to be seen of it."""
 
     name: str
     total: float | None = None
@@ -215,14 +215,14 @@ def _some_screen(own_bar: bool) -> Iterator[Screen]:
     if _screens:
         yield _screens[-1]
     elif _silent or (own_bar and is_terminal(sys.stderr)):
-        yield Screen(sys.stderr)  # which nobody opens
+        yield Screen(sys.stderr)  # that is never opened
     else:
         with _new_screen() as screen:
             yield screen
 
 
 def _new_screen() -> Screen:
-    # What a program prints is for whoever reads its standard output; how far it is never goes there in a pipe.
+    # What a program prints is on its standard output; progress never goes there in a pipe.
     for stream in (sys.stdout, sys.stderr):
         if is_terminal(stream):
             from astrolabe.runtime.terminal import Bars

@@ -2,7 +2,7 @@
 
 The types a setting may have: ``int float bool str Path``, a ``Literal``, a tuple of these, a configuration, a tuple of
 configurations, and a union of any of them with ``None``; and ``dict[str, Plain]``, plain values under names that
-somebody else chose.
+others chose.
 """
 
 from __future__ import annotations

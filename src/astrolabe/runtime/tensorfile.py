@@ -271,7 +271,7 @@ def _join(index: Path) -> TensorFile:
         raise UserError(f"{index}: no index of shards (a weight_map was expected); {foreign.AGAIN}") from None
     files = {}
     for shard in sorted(set(names.values())):
-        if Path(shard).name != shard:  # whoever wrote the list has no say over other folders
+        if Path(shard).name != shard:  # the list may name files of its own folder only
             raise UserError(f"{index}: names {shard!r}; shards lie beside their index")
         if not exists(index.with_name(shard)):
             raise UserError(f"{index}: {shard} of {len(set(names.values()))} shards is not there; download it too")

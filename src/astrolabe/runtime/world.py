@@ -1,7 +1,7 @@
 """Which of several processes this one is, and how they share work: the one place that knows ranks.
 
 All processes of a world run the same program. Work is cut into numbered pieces that know nothing of processes; each
-piece is done once, by whoever has it, and everybody gets all results in the order of the pieces. So a sum over them is
+piece is done once, by one process, and all processes get all results in the order of the pieces. So a sum over them is
 the same sum to the bit, however many processes there are. In a world of one nothing is sent, copied or held back.
 """
 
@@ -68,7 +68,7 @@ class World:
         return [value for rank, value in enumerate(self.gather(make())) if rank != self.rank]
 
     def owners(self, costs: Sequence[float]) -> list[int]:
-        """Which process does each piece of work: the most expensive first, each to whoever has least so far."""
+        """Which process does each piece of work: the most expensive first, each to the one with the least so far."""
         loads, owners = [0.0] * self.size, [0] * len(costs)
         for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
             owners[piece] = loads.index(min(loads))
