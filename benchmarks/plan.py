@@ -28,7 +28,7 @@ from astrolabe.models.wan.config import StreamConfig, WanConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.vae import WanVAE
 from astrolabe.plan.cards import measured
-from astrolabe.plan.plays import Troupe
+from astrolabe.plan.plays import Measurer
 from astrolabe.plan.stage import decoder_of, empty_generator, hollow
 from astrolabe.plan.step import make_plan
 from astrolabe.recipes.shapes import shapes
@@ -161,7 +161,7 @@ def two_steps(cfg: TrainConfig, build: Any) -> list[float]:
 def compare(name: str) -> dict[str, Any]:
     """Prediction and measurement of one configuration."""
     cfg, build = configurations()[name]
-    plan = make_plan(cfg, Troupe(build))
+    plan = make_plan(cfg, Measurer(build))
     predicted = plan.total(on_host=True)
     found = in_a_process("memory", name) | in_a_process("seconds", name)
     seconds = plan.seconds(measured(cfg.model.place, cfg))

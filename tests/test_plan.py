@@ -19,7 +19,7 @@ from astrolabe.plan import cards, plays
 from astrolabe.plan.cards import DEVICES, Rates, on_card, target
 from astrolabe.plan.knobs import smallest_change, turned
 from astrolabe.plan.ledger import Ledger, Work
-from astrolabe.plan.plays import Part, Troupe, play_history, play_optimizer, play_rollout, play_update
+from astrolabe.plan.plays import Measurer, PartCost, play_history, play_optimizer, play_rollout, play_update
 from astrolabe.plan.stage import empty_generator
 from astrolabe.plan.step import Phase, Plan, make_plan
 from astrolabe.recipes import RECIPES
@@ -32,9 +32,9 @@ from astrolabe.shapes.settings import WAN
 from tests.e2e.test_commands import fails
 
 FAR = {"window.start": "choices", "window.choices": "48", "window.video_frames": "60"}
-# Of released models, to be quick; what the troupes have played for one test they know for the next.
+# Of released models, to be quick; what the measurers have played for one test they know for the next.
 SMALL = {"model.height": "64", "model.width": "96", "window.frames": "6"}
-CPU, GPU = Troupe(), Troupe(device="cuda")
+CPU, GPU = Measurer(), Measurer(device="cuda")
 
 
 def tiny(**fields: str) -> TrainConfig:
@@ -104,9 +104,9 @@ def test_a_few_blocks_tell_what_all_of_them_take(monkeypatch: pytest.MonkeyPatch
     cfg, found = override(tiny(), fields), []
     for blocks in ((2, 3), (4, 5)):
         monkeypatch.setattr(plays, "BLOCKS", blocks)
-        troupe = Troupe(four_blocks)
-        parts = [troupe.part(play, cfg) for play in (play_optimizer, play_history, play_rollout, play_update)]
-        found.append([*(part for some in parts for part in some.values()), Part(sum(troupe.held(cfg).values()))])
+        measurer = Measurer(four_blocks)
+        parts = [measurer.part(play, cfg) for play in (play_optimizer, play_history, play_rollout, play_update)]
+        found.append([*(part for some in parts for part in some.values()), PartCost(sum(measurer.held(cfg).values()))])
     for few, all_of_them in zip(*found, strict=True):
         assert few.bytes == pytest.approx(all_of_them.bytes, rel=2e-3, abs=64)
         for name in ("tensor", "exact", "traffic", "calls"):
@@ -115,10 +115,10 @@ def test_a_few_blocks_tell_what_all_of_them_take(monkeypatch: pytest.MonkeyPatch
 
 def test_the_runs_between_the_first_and_the_last_are_as_they_would_be_played(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = tiny(window__frames="9", optimizer__chunks="1", regularisation__samples="uniform")
-    quick = Troupe(four_blocks)._play(play_update, cfg, 1)
+    quick = Measurer(four_blocks)._play(play_update, cfg, 1)
     monkeypatch.setattr(plays.Shown, "velocity_in_context", lambda self, *args: self._velocity(*args))
     monkeypatch.setattr(plays.Shown, "all", lambda self: (sum(self.runs, Work()), sum(self.pulls, Work())))
-    whole = Troupe(four_blocks)._play(play_update, cfg, 1)
+    whole = Measurer(four_blocks)._play(play_update, cfg, 1)
     chunk = 4 * 3 * 16 * 4 * 4  # bytes of the latents that a run between hands on, with their gradient
     assert whole["update"].bytes <= quick["update"].bytes < whole["update"].bytes + 5 * chunk
     assert quick["update"].work.exact == pytest.approx(whole["update"].work.exact, rel=0.001)
@@ -185,8 +185,8 @@ def test_the_knobs_turn_what_they_say() -> None:
 
 
 def test_what_rests_on_the_host_is_counted_where_it_works_and_nowhere_else() -> None:
-    cfg, troupe = on_card(override(self_forcing(), SMALL)), GPU
-    plain, resting = (make_plan(replace(cfg, offload=off), troupe, on_host=False) for off in (False, True))
+    cfg, measurer = on_card(override(self_forcing(), SMALL)), GPU
+    plain, resting = (make_plan(replace(cfg, offload=off), measurer, on_host=False) for off in (False, True))
     held = plain.held
     models = (held["rewards"], held["decoder"], held["optimizer"], held["reference"])
     for name, gone in (
@@ -197,29 +197,31 @@ def test_what_rests_on_the_host_is_counted_where_it_works_and_nowhere_else() -> 
     judging = plain.phases["rewards"].bytes - resting.phases["rewards"].bytes
     assert 4e9 < judging < sum(models)  # the largest model comes, and the others wait
     assert resting.phases["rewards"].moved == 24 * held["rewards"]  # for every micro-batch
-    assert make_plan(replace(cfg, offload=True), troupe, on_host=True).peak == plain.peak  # a host has no other memory
+    assert (
+        make_plan(replace(cfg, offload=True), measurer, on_host=True).peak == plain.peak
+    )  # a host has no other memory
 
 
 def test_rewards_are_a_phase_with_seconds_and_elsewhere_they_leave_the_card() -> None:
-    cfg, troupe, rates = on_card(override(self_forcing(), SMALL)), GPU, DEVICES["h200"][1]
-    here = make_plan(cfg, troupe, on_host=False)
+    cfg, measurer, rates = on_card(override(self_forcing(), SMALL)), GPU, DEVICES["h200"][1]
+    here = make_plan(cfg, measurer, on_host=False)
     assert here.held["rewards"] == pytest.approx(19.9e9, rel=0.01)
     away = override(cfg, {f"rewards.{n}.model.device": "cuda:1" for n in range(3)})
-    there = make_plan(away, troupe, on_host=False)
+    there = make_plan(away, measurer, on_host=False)
     assert there.held["rewards"] == 0 and there.phases["rewards"].work == here.phases["rewards"].work
-    pooled = make_plan(override(cfg, {"pool.backend": "ray"}), troupe, on_host=False)
+    pooled = make_plan(override(cfg, {"pool.backend": "ray"}), measurer, on_host=False)
     longer = max(pooled.seconds(rates)["rewards"], sum(pooled.seconds(rates)[n] for n in ("rollout", "decode")))
     assert pooled.held["rewards"] == 0
     assert pooled.step(rates) == pytest.approx(
         longer + pooled.seconds(rates)["update"] + pooled.seconds(rates)["optimizer"]
     )
-    slow = make_plan(override(cfg, {"rewards.0.model.device": "cpu"}), troupe, on_host=False)
+    slow = make_plan(override(cfg, {"rewards.0.model.device": "cpu"}), measurer, on_host=False)
     assert slow.held["rewards"] < 5e9 and slow.step(rates) > 2 * here.step(rates)
 
 
 def test_an_adapter_that_belongs_to_the_model_is_held_and_works() -> None:
-    cfg, troupe = on_card(override(longlive(), SMALL)), GPU
-    own, none = (make_plan(override(cfg, {"model.adapter": name}), troupe, on_host=False) for name in ("", "none"))
+    cfg, measurer = on_card(override(longlive(), SMALL)), GPU
+    own, none = (make_plan(override(cfg, {"model.adapter": name}), measurer, on_host=False) for name in ("", "none"))
     assert own.held["its own adapter"] == 4 * lora_parameters(WAN_1_3B, 256)
     assert none.held["its own adapter"] == 0
     assert own.phases["rollout"].work.exact > 1.9 * none.phases["rollout"].work.exact
@@ -231,7 +233,7 @@ def test_float32_on_a_gpu_writes_out_the_scores_of_what_is_shared() -> None:
     fields = sizes | {"window.start": "choices", "window.choices": "9", "window.video_frames": "15"}
     fields |= {"rollout.micro_batch": "2"}
     cfg = override(on_card(longlive()), fields)
-    gpu, cpu = (Troupe(device=kind).part(play_rollout, cfg)["last"].bytes for kind in ("cuda", "cpu"))
+    gpu, cpu = (Measurer(device=kind).part(play_rollout, cfg)["last"].bytes for kind in ("cuda", "cpu"))
     assert gpu > 1.5 * cpu
 
 
@@ -263,7 +265,7 @@ def test_recipes_for_24_gb_fit_a_card_of_24_gb(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(plays, "BLOCKS", (2, 3))
     for recipe in ("self_forcing_24gb", "longlive_24gb"):
         card, cfg = target("rtx-4090", RECIPES[recipe]())
-        plan = make_plan(cfg, Troupe(device="cuda"), on_host=False)
+        plan = make_plan(cfg, Measurer(device="cuda"), on_host=False)
         assert plan.peak < card.bytes < 24e9
         assert sum(plan.host.values()) < 24e9  # and what rests there fits a usual host
     same = replace(RECIPES["causal_forcing_24gb"](), model=RECIPES["self_forcing_24gb"]().model)

@@ -12,7 +12,7 @@ from astrolabe.commands.choosing import configuration_arguments, configured
 if TYPE_CHECKING:
     from astrolabe.experiment import TrainConfig
     from astrolabe.plan.cards import Card
-    from astrolabe.plan.plays import Troupe
+    from astrolabe.plan.plays import Measurer
     from astrolabe.plan.step import Plan
 
 FIELDS = True
@@ -32,7 +32,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     from astrolabe.assembly import check_windows, make_algorithm
     from astrolabe.doctor import size
     from astrolabe.plan.cards import target
-    from astrolabe.plan.plays import Troupe
+    from astrolabe.plan.plays import Measurer
     from astrolabe.plan.step import make_plan
     from astrolabe.runtime.progress import progress
 
@@ -43,27 +43,27 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         def heard(name: str) -> None:
             task.note = name
 
-        troupe = Troupe(device="cpu" if card.is_host else "cuda", heard=heard)
-        plan = make_plan(cfg, troupe, card.is_host)
+        measurer = Measurer(device="cpu" if card.is_host else "cuda", heard=heard)
+        plan = make_plan(cfg, measurer, card.is_host)
     show(plan, cfg, card, f"a step of {args.recipe} on {card.name}")
     needed = plan.total(card.is_host)
     if needed <= card.bytes:
         return
     print(f"{size(needed - card.bytes)} too much")
     with progress("looking for what to change") as task:
-        words = remedy(cfg, troupe, card)
+        words = remedy(cfg, measurer, card)
     print(words)
     sys.exit(1)
 
 
-def remedy(cfg: TrainConfig, troupe: Troupe, card: Card) -> str:
+def remedy(cfg: TrainConfig, measurer: Measurer, card: Card) -> str:
     """The smallest change that makes a step fit, in words."""
     from astrolabe.doctor import size
     from astrolabe.plan.knobs import smallest_change, turned
     from astrolabe.plan.step import make_plan
 
     def plan_of(other: TrainConfig) -> Plan:
-        return make_plan(other, troupe, card.is_host)
+        return make_plan(other, measurer, card.is_host)
 
     chosen, least = smallest_change(cfg, plan_of, card.bytes, card.is_host)
     lines = [f"  {knob.flags}{'    (trains otherwise)' if knob.learns_otherwise else ''}" for knob in chosen]

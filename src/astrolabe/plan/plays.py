@@ -38,7 +38,7 @@ NOTHING = Work()
 
 
 @dataclass(frozen=True)
-class Part:
+class PartCost:
     """What a part of a step takes: the most bytes at one time beyond those that were there before; those that stay
     when it is done; its work."""
 
@@ -46,21 +46,21 @@ class Part:
     kept: Number = 0.0
     work: Work = NOTHING
 
-    def grown(self, other: Part, times: Number) -> Part:
+    def grown(self, other: PartCost, times: Number) -> PartCost:
         """This, and so many times what ``other`` has more."""
-        return Part(
+        return PartCost(
             self.bytes + times * (other.bytes - self.bytes),
             self.kept + times * (other.kept - self.kept),
             self.work + times * (other.work - self.work),
         )
 
 
-Parts = dict[str, Part]
-Play = Callable[[Stage, TrainConfig], Parts]
+PartCosts = dict[str, PartCost]
+Play = Callable[[Stage, TrainConfig], PartCosts]
 
 
-class Troupe:
-    """Plays parts of steps on stages that it keeps, and no part twice that the same settings decide.
+class Measurer:
+    """Measures parts of steps on stages that it keeps, and no part twice that the same settings decide.
 
     ``build`` makes the generator, ``device`` is the type of device that is planned for; ``heard`` is told the name of
     a play when it begins.
@@ -71,7 +71,7 @@ class Troupe:
     ) -> None:
         self.build, self.device, self.heard = build, device, heard
         self.stages: dict[Any, Stage] = {}
-        self.known: dict[Any, Parts] = {}
+        self.known: dict[Any, PartCosts] = {}
         self.plays = 0  # how many there were: of parts, each in so many blocks
 
     def stage(self, cfg: TrainConfig, blocks: int) -> Stage:
@@ -85,22 +85,22 @@ class Troupe:
         """The generator of a configuration, in a few blocks."""
         return self.stage(cfg, BLOCKS[0]).generator
 
-    def part(self, play: Play, cfg: TrainConfig, *decided_by: Any) -> Parts:
+    def part(self, play: Play, cfg: TrainConfig, *decided_by: Any) -> PartCosts:
         """What a play finds in all blocks; ``decided_by``: the settings that it depends on besides the networks."""
         return self._once((play.__name__, base(cfg), cfg.lora, decided_by), lambda: self._grown(play, cfg))
 
-    def decoded(self, cfg: TrainConfig) -> Parts:
+    def decoded(self, cfg: TrainConfig) -> PartCosts:
         """What ``play_decode`` finds, for which blocks and adapters do not matter."""
         tile = cfg.model.vae_tile if isinstance(cfg.model, ReleasedSettings) else None
         return self._once((play_decode.__name__, base(cfg), tile), lambda: self._play(play_decode, cfg, BLOCKS[0]))
 
-    def _once(self, key: tuple[Any, ...], find: Callable[[], Parts]) -> Parts:
+    def _once(self, key: tuple[Any, ...], find: Callable[[], PartCosts]) -> PartCosts:
         if key not in self.known:
             self.heard(key[0].removeprefix("play_"))
             self.known[key] = find()
         return self.known[key]
 
-    def _grown(self, play: Play, cfg: TrainConfig) -> Parts:
+    def _grown(self, play: Play, cfg: TrainConfig) -> PartCosts:
         few, more = BLOCKS
         whole = self.stage(cfg, few).whole
         found = [self._play(play, cfg, blocks) for blocks in ((few, more) if whole > more else (whole,))]
@@ -108,7 +108,7 @@ class Troupe:
             return found[0]
         return {name: part.grown(found[1][name], (whole - few) / (more - few)) for name, part in found[0].items()}
 
-    def _play(self, play: Play, cfg: TrainConfig, blocks: int) -> Parts:
+    def _play(self, play: Play, cfg: TrainConfig, blocks: int) -> PartCosts:
         self.plays += 1
         stage = self.stage(cfg, blocks)
         rope.rotation.cache_clear()  # what it remembers of one play would be missing in the next
@@ -134,17 +134,17 @@ def base(cfg: TrainConfig) -> object:
 
 
 @contextmanager
-def counted(ledger: Ledger, parts: Parts, name: str) -> Iterator[None]:
+def counted(ledger: Ledger, parts: PartCosts, name: str) -> Iterator[None]:
     """Count what happens within as a part."""
     ledger.peak = before = ledger.live
     done = ledger.work
     yield
-    parts[name] = Part(ledger.peak - before, ledger.live - before, ledger.work - done)
+    parts[name] = PartCost(ledger.peak - before, ledger.live - before, ledger.work - done)
 
 
-def play_optimizer(stage: Stage, cfg: TrainConfig) -> Parts:
+def play_optimizer(stage: Stage, cfg: TrainConfig) -> PartCosts:
     """The first step of the optimiser, which makes its moments, and another one."""
-    parts: Parts = {}
+    parts: PartCosts = {}
     optimizer = make_optimizer(stage.policies, cfg.optimizer)
     with counted(stage.ledger, parts, "moments"):
         give_gradients(stage)
@@ -181,9 +181,9 @@ def side_by_side(cfg: TrainConfig) -> int:
     return min(cfg.rollout.side_by_side or cfg.rollout.prompts, cfg.rollout.prompts)
 
 
-def play_history(stage: Stage, cfg: TrainConfig) -> Parts:
+def play_history(stage: Stage, cfg: TrainConfig) -> PartCosts:
     """The first chunk of the history of prompts side by side, the last one, and what stays for the window."""
-    parts: Parts = {}
+    parts: PartCosts = {}
     deepest, chunk = cfg.window.length - cfg.window.frames, stage.generator.stream.chunk_frames
     with torch.no_grad(), stage.policies.using("behavior"):
         if deepest:
@@ -204,10 +204,10 @@ def play_history(stage: Stage, cfg: TrainConfig) -> Parts:
     return parts
 
 
-def play_rollout(stage: Stage, cfg: TrainConfig) -> Parts:
+def play_rollout(stage: Stage, cfg: TrainConfig) -> PartCosts:
     """One denoising pass of ``micro_batch`` candidates of prompts side by side: of their first chunk, and of their
     last, which has most to look back at. The context pass that follows a chunk is the same pass."""
-    parts: Parts = {}
+    parts: PartCosts = {}
     rollout, frames, generator = cfg.rollout, cfg.window.frames, stage.generator
     chunk = generator.stream.chunk_frames
     with torch.no_grad(), stage.policies.using("behavior"):
@@ -222,9 +222,9 @@ def play_rollout(stage: Stage, cfg: TrainConfig) -> Parts:
     return parts
 
 
-def play_decode(stage: Stage, cfg: TrainConfig) -> Parts:
+def play_decode(stage: Stage, cfg: TrainConfig) -> PartCosts:
     """The first chunk of one video through the decoder, the state that it leaves, and a later chunk."""
-    parts: Parts = {}
+    parts: PartCosts = {}
     generator = stage.generator
     if isinstance(cfg.model, ReleasedSettings):
         generator.codec.tile = cfg.model.vae_tile  # type: ignore[union-attr]
@@ -233,14 +233,14 @@ def play_decode(stage: Stage, cfg: TrainConfig) -> Parts:
         video, state = generator.decode(clean, None)
     with counted(stage.ledger, parts, "later"):  # the pixels before it are not gone yet
         generator.decode(clean, state)
-    parts["state"] = Part(kept=parts["first"].kept - video.nbytes)
+    parts["state"] = PartCost(kept=parts["first"].kept - video.nbytes)
     return parts
 
 
-def play_update(stage: Stage, cfg: TrainConfig) -> Parts:
+def play_update(stage: Stage, cfg: TrainConfig) -> PartCosts:
     """One micro-batch of one prompt, forward and backward: its text, which all of the prompt's share; the rest; and of
     that what anchored samples alone need."""
-    parts: Parts = {}
+    parts: PartCosts = {}
     options, window, ledger = cfg.optimizer, cfg.window, stage.ledger
     generator, policies, algorithm = stage.generator, stage.policies, make_algorithm(cfg)
     before = window.length - window.frames
@@ -253,13 +253,13 @@ def play_update(stage: Stage, cfg: TrainConfig) -> Parts:
         with counted(ledger, parts, "text"):
             text = PromptText(generator, policies, stretch.text)
         forward = Forward(generator, policies, stretch, text, clean)
-        way = None
+        trajectory = None
         if algorithm.needs_trajectory:
             shape = (len(generator.stream.levels), options.micro_batch, *clean.shape[1:])
-            way = Trajectory(stage.blank(*shape), stage.blank(*shape))
+            trajectory = Trajectory(stage.blank(*shape), stage.blank(*shape))
         anchored = cfg.regularisation.samples != "none"
         shown = Shown(stage, forward, options.chunks or window.frames)
-        some = Samples(clean, torch.zeros(len(clean)), [0] * len(clean), anchored, way)
+        some = Samples(clean, torch.zeros(len(clean)), [0] * len(clean), anchored, trajectory)
         began = ledger.work
         for part in algorithm.losses(forward, some, options.chunks or window.frames):
             total = part.loss.sum()
@@ -269,7 +269,7 @@ def play_update(stage: Stage, cfg: TrainConfig) -> Parts:
         done = ledger.work
         text.backward()
         parts["text"] = replace(parts["text"], work=parts["text"].work + (ledger.work - done))
-        parts["anchored"] = Part(work=pulled)
+        parts["anchored"] = PartCost(work=pulled)
         left_out = losses - (done - began)
         del forward, text, part, total, shown
     parts["update"] = replace(parts["update"], work=parts["update"].work + left_out)

@@ -1,4 +1,4 @@
-"""The networks of a run as a stage for plays: their own classes, in some blocks only, with shapes and no numbers."""
+"""The networks of a run on fake tensors, for the parts of a step to run on: their own classes, in a few blocks."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Stage:
     """The generator of a configuration in its first ``blocks`` blocks, with the policies' adapters, and a ledger that
     knows them.
 
-    Tensors claim to be on the CPU, where autograd runs without a device; ``device``: the type of device whose way
-    attention goes.
+    Tensors claim to be on the CPU, where autograd runs without a device; ``device``: the type of device whose
+    attention code is run.
     """
 
     def __init__(self, cfg: TrainConfig, build: Build, blocks: int, device: str):

@@ -19,8 +19,8 @@ from astrolabe.plan.cards import BUS, HOST, Rates
 from astrolabe.plan.ledger import Number, Work
 from astrolabe.plan.plays import (
     NOTHING,
-    Part,
-    Troupe,
+    Measurer,
+    PartCost,
     looks,
     play_history,
     play_optimizer,
@@ -134,14 +134,14 @@ class Sizes:
 
     @property
     def clips(self) -> Number:
-        """Bytes of the clips of all candidates; where it is learned from, also of the way to them."""
+        """Bytes of the clips of all candidates; where the algorithm needs them, also of their trajectories."""
         steps = 2 * len(self.stream.levels) if make_algorithm(self.cfg).needs_trajectory else 0
         clip = 4 * self.cfg.window.frames * math.prod(self.shape)
         return clip * self.cfg.rollout.prompts * self.cfg.rollout.group_size * (1 + steps)
 
     @property
-    def way(self) -> Number:
-        """Bytes of the way to the candidates of a micro-batch."""
+    def trajectory(self) -> Number:
+        """Bytes of the trajectories of a micro-batch."""
         steps = 2 * len(self.stream.levels) if make_algorithm(self.cfg).needs_trajectory else 0
         return 4 * self.cfg.window.frames * math.prod(self.shape) * self.rows * steps
 
@@ -151,7 +151,7 @@ class Sizes:
         frames = 4 * self.cfg.window.frames - (3 if self.deepest == 0 else 0)
         return Seen(frames, SIDE * self.shape[1], SIDE * self.shape[2], float(FPS))
 
-    def between(self, one: Part, other: Part, ends: tuple[Number, Number], first: Number) -> Work:
+    def between(self, one: PartCost, other: PartCost, ends: tuple[Number, Number], first: Number) -> Work:
         """The work of a pass over the chunk from ``first`` on, by those over the chunks at ``ends``."""
         low, high = (looks(self.stream, end) for end in ends)
         share = (looks(self.stream, first) - low) / (high - low) if high > low else 0.0
@@ -162,13 +162,13 @@ class Sizes:
         return len(self.stream.levels_of(0 if first < self.stream.chunk_frames else 1))
 
 
-def make_plan(cfg: TrainConfig, troupe: Troupe | None = None, on_host: bool = True) -> Plan:
+def make_plan(cfg: TrainConfig, measurer: Measurer | None = None, on_host: bool = True) -> Plan:
     """The plan of a step of ``cfg``; ``on_host``: the model's device is the host, and nothing can rest elsewhere."""
-    troupe = troupe or Troupe()
-    generator = troupe.generator(cfg)
+    measurer = measurer or Measurer()
+    generator = measurer.generator(cfg)
     sizes = Sizes(cfg, generator.stream, generator.latent_shape)
-    held = troupe.held(cfg)
-    moments = troupe.part(play_optimizer, cfg, cfg.optimizer.minibatches)
+    held = measurer.held(cfg)
+    moments = measurer.part(play_optimizer, cfg, cfg.optimizer.minibatches)
     held["optimizer"] = moments["moments"].kept
     suite = list(costs(cfg.rewards, sizes.seen, videos_at_once(sizes)))
     pooled = cfg.pool.backend == "ray" and not on_host
@@ -178,9 +178,9 @@ def make_plan(cfg: TrainConfig, troupe: Troupe | None = None, on_host: bool = Tr
     resting = frozenset(("decoder", "reference", "optimizer", "rewards") if cfg.offload and not on_host else ())
     away = {"rollout": resting - {"decoder"}, "update": resting - {"optimizer"} - ({"reference"} if asked else set())}
     standing = {name: sum(count for owner, count in held.items() if owner not in gone) for name, gone in away.items()}
-    phases = filmed(troupe, sizes, standing["rollout"])
-    phases["rewards"] = judged(sizes, suite, here, standing["rollout"] + kept(troupe, sizes), resting, pooled)
-    phases |= learned(troupe, sizes, standing["update"])
+    phases = filmed(measurer, sizes, standing["rollout"])
+    phases["rewards"] = judged(sizes, suite, here, standing["rollout"] + kept(measurer, sizes), resting, pooled)
+    phases |= learned(measurer, sizes, standing["update"])
     travels = [held[name] for name in resting if name not in ("rewards", "" if asked else "reference")]
     phases["update"] = replace(phases["update"], moved=2 * sum(travels))
     video = 3 * sizes.seen.frames * sizes.seen.height * sizes.seen.width
@@ -197,20 +197,20 @@ def videos_at_once(sizes: Sizes) -> int:
     return min(sizes.rows, at_once(3 * sizes.seen.frames * sizes.seen.height * sizes.seen.width))
 
 
-def kept(troupe: Troupe, sizes: Sizes) -> Number:
-    """Bytes that streams and candidates keep, whoever is at work."""
+def kept(measurer: Measurer, sizes: Sizes) -> Number:
+    """Bytes that streams and candidates keep, in whichever phase."""
     cfg = sizes.cfg
-    history = troupe.part(play_history, cfg, cfg.window, side_by_side(cfg))
-    state = troupe.decoded(cfg)["state"].kept * cfg.rollout.prompts if sizes.deepest else 0.0
+    history = measurer.part(play_history, cfg, cfg.window, side_by_side(cfg))
+    state = measurer.decoded(cfg)["state"].kept * cfg.rollout.prompts if sizes.deepest else 0.0
     return sizes.tracks * history["stream"].kept + state + sizes.clips
 
 
-def filmed(troupe: Troupe, sizes: Sizes, standing: Number) -> dict[str, Phase]:
+def filmed(measurer: Measurer, sizes: Sizes, standing: Number) -> dict[str, Phase]:
     """The phases in which videos are made."""
     cfg, size = sizes.cfg, sizes.stream.chunk_frames
-    made = troupe.part(play_rollout, cfg, cfg.window, side_by_side(cfg), cfg.rollout.micro_batch)
-    decoding, chunks = troupe.decoded(cfg), sizes.chunks
-    there = standing + kept(troupe, sizes) + sizes.way + made["candidates"].kept
+    made = measurer.part(play_rollout, cfg, cfg.window, side_by_side(cfg), cfg.rollout.micro_batch)
+    decoding, chunks = measurer.decoded(cfg), sizes.chunks
+    there = standing + kept(measurer, sizes) + sizes.trajectory + made["candidates"].kept
     ends = (sizes.deepest, sizes.deepest + (chunks - 1) * size)
     work = NOTHING
     for place in (sizes.start + chunk * size for chunk in range(chunks)):
@@ -220,19 +220,19 @@ def filmed(troupe: Troupe, sizes: Sizes, standing: Number) -> dict[str, Phase]:
     opening = sizes.deepest == 0
     pixels = opening * decoding["first"].work + (chunks - opening) * decoding["later"].work
     most = max(decoding["first"].bytes, decoding["first"].kept + decoding["later"].bytes)
-    phases = {"history": remembered(troupe, sizes, standing)} if sizes.deepest else {}
+    phases = {"history": remembered(measurer, sizes, standing)} if sizes.deepest else {}
     return phases | {
         "rollout": Phase(there + max(made["first"].bytes, made["last"].bytes), sizes.batches * work),
         "decode": Phase(there + sizes.rows * most, sizes.batches * sizes.rows * pixels),
     }
 
 
-def remembered(troupe: Troupe, sizes: Sizes, standing: Number) -> Phase:
+def remembered(measurer: Measurer, sizes: Sizes, standing: Number) -> Phase:
     """The phase in which the streams come to where their windows stand: denoised up to the first, and then a candidate
     of every window committed and decoded."""
     cfg, size = sizes.cfg, sizes.stream.chunk_frames
-    found = troupe.part(play_history, cfg, cfg.window, side_by_side(cfg))
-    decoding, ends = troupe.decoded(cfg), (0, sizes.deepest - size)
+    found = measurer.part(play_history, cfg, cfg.window, side_by_side(cfg))
+    decoding, ends = measurer.decoded(cfg), (0, sizes.deepest - size)
     first, last = (replace(found[name], work=(1 / (sizes.levels(end) + 1)) * found[name].work)
                    for name, end in zip(("first", "last"), ends, strict=True))  # fmt: skip
     each = 1 / cfg.window.per_stream  # a step is one window of a stream
@@ -270,16 +270,16 @@ def judged(
     return Phase(there + max(needs, default=0.0), work, hosted, moved, pooled)
 
 
-def learned(troupe: Troupe, sizes: Sizes, standing: Number) -> dict[str, Phase]:
+def learned(measurer: Measurer, sizes: Sizes, standing: Number) -> dict[str, Phase]:
     """The phases of the update."""
     cfg, rollout, options = sizes.cfg, sizes.cfg.rollout, sizes.cfg.optimizer
-    found = troupe.part(play_update, cfg, cfg.window, options, cfg.algorithm, cfg.regularisation.samples)
-    stepped = troupe.part(play_optimizer, cfg, options.minibatches)["optimizer"]
+    found = measurer.part(play_update, cfg, cfg.window, options, cfg.algorithm, cfg.regularisation.samples)
+    stepped = measurer.part(play_optimizer, cfg, options.minibatches)["optimizer"]
     samples = rollout.prompts * math.ceil(options.share * rollout.group_size)
     pull = cfg.regularisation
     free = {"none": 0.0, "uniform": 0.0}.get(pull.samples, 1 - pull.share_bounds[1])  # samples that none pulls
     rest = found["update"].work - found["text"].work - free * found["anchored"].work
-    there = standing + kept(troupe, sizes)
+    there = standing + kept(measurer, sizes)
     return {
         "update": Phase(
             there + found["update"].bytes, rollout.prompts * found["text"].work + samples / options.micro_batch * rest
