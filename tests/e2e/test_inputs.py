@@ -38,7 +38,7 @@ TABLES = {
         (["--prompt", "a cat", "--prompt", "a bird sings |"], "--prompt 2: a script has a shot without a prompt"),
         (["--prompt", "a cat[2s] | a dog[2s]", "--seconds", "9"], "--prompt: the script lasts 4 s"),
         (["--prompt", "a cat", "--frames", "7"], "nearest are 6 and 9"),
-        (["--prompt", "a cat", "--start", "nothing.png"], "nothing.png: neither an image nor a video"),
+        (["--prompt", "a cat", "--start", "nothing.png"], "nothing.png: cannot be read (No such file"),
     ],
 )
 def test_what_cannot_be_made_is_refused_before_a_weight_is_looked_for(

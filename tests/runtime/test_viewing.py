@@ -222,11 +222,41 @@ def test_a_timestamp_that_jumps_is_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_neither_or_is_cut_is_one_line(tmp_path: Path) -> None:
     whole = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(whole, "PNG")
-    files = {"cut.png": whole.getvalue()[:900], "empty.mp4": b"", "words.gif": b"no video", "head.gif": b"GIF89a"}
+    files = {"cut.png": whole.getvalue()[:900], "words.gif": b"no video", "head.gif": b"GIF89a"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    for name in [*files, "missing.png"]:
+    for name in files:
         for read in (read_frames, frame_rate):
             with pytest.raises(UserError, match=rf"{name}: neither an image nor a video that can be read") as refused:
                 read(tmp_path / name)
             assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, r"cannot be read \(No such file or directory\)"),
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "a git-lfs pointer"),
+        (b"<!doctype html><title>Log in</title>", r"a web page \('Log in'\), not the file itself"),
+        (b"\x1f\x8b" + bytes(30), "packed with gzip"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "neither an image nor a video .*of a kind that is not read"),
+    ],
+)
+def test_what_came_instead_of_a_video_is_called_what_it_is(content: bytes | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "x.mp4").write_bytes(content)
+    for read in (read_frames, frame_rate):
+        with pytest.raises(UserError, match=said):
+            read(tmp_path / "x.mp4")
+
+
+@pytest.mark.parametrize(
+    "playlist", ["ffconcat version 1.0\nfile whole.mp4\n", "#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nwhole.mp4\n"]
+)
+def test_a_playlist_that_names_other_files_is_not_followed(playlist: str, tmp_path: Path) -> None:
+    write_mp4(tmp_path / "whole.mp4", scene(), 16)
+    (tmp_path / "list.mp4").write_text(playlist, encoding="utf-8")
+    assert len(read_frames(tmp_path / "whole.mp4"))
+    with pytest.raises(UserError, match=r"list\.mp4: neither an image nor a video"):
+        read_frames(tmp_path / "list.mp4")

@@ -12,9 +12,7 @@ LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # the magi
 PAGE = re.compile(rb"\s*<(!doctype html|html|head|body|!--|\?xml|error)", re.IGNORECASE)
 CONVERT = "ask its author for safetensors"
 UNPACK = "unpack it and name the file in it"
-MAGIC = (
-    (b"GGUF", "a GGUF file: weights quantised for other programs", "take the model as safetensors or .pt"),
-    (LEGACY, "in torch's format of before 2020", "load it there with weights_only=True and save it as safetensors"),
+PACKED = (
     (b"\x1f\x8b", "packed with gzip", UNPACK),
     (b"\x28\xb5\x2f\xfd", "packed with zstd", UNPACK),
     (b"\xfd7zXZ\x00", "packed with xz", UNPACK),
@@ -22,6 +20,10 @@ MAGIC = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"Rar!", "a rar archive", UNPACK),
     (b"PK\x05\x06", "an empty zip archive", AGAIN),
+)  # fmt: skip
+MAGIC = (
+    (b"GGUF", "a GGUF file: weights quantised for other programs", "take the model as safetensors or .pt"),
+    (LEGACY, "in torch's format of before 2020", "load it there with weights_only=True and save it as safetensors"),
     (b"\x89HDF", "an HDF5 file", CONVERT),
     (b"\x93NUMPY", "a NumPy array", CONVERT),
     (b"\x89PNG", "a picture", EXPECTED),
@@ -29,8 +31,9 @@ MAGIC = (
 )  # fmt: skip
 
 
-def told(start: bytes, size: int) -> str:
-    """What a file of ``size`` bytes is that begins with ``start``, and the remedy, as the end of a sentence."""
+def mistaken(start: bytes, size: int) -> str:
+    """What came instead of a file of any kind (nothing, a pointer, a web page, a package), and the remedy, as the end
+    of a sentence; empty for what is none of these."""
     if not size:
         return f"empty (0 bytes); {AGAIN}"
     if start.startswith(LFS):
@@ -41,9 +44,21 @@ def told(start: bytes, size: int) -> str:
         return "a git-annex pointer, not the file itself; run `git annex get` on it, or download it"
     if PAGE.match(start):
         return (
-            f"a web page{_title(start)}, not a checkpoint; the server answered the download with it: log in, accept "
+            f"a web page{_title(start)}, not the file itself; the server answered the download with it: log in, accept "
             "the licence if there is one, and take the link of the file itself"
         )
+    for magic, what, remedy in PACKED:
+        if start.startswith(magic):
+            return f"{what}; {remedy}"
+    if not start.strip(b"\0"):
+        return f"nothing but zeros at its beginning, as an unfinished download has; {AGAIN}"
+    return ""
+
+
+def told(start: bytes, size: int) -> str:
+    """What a file of ``size`` bytes is that begins with ``start`` and holds no tensors, and the remedy."""
+    if found := mistaken(start, size):
+        return found
     for magic, what, remedy in MAGIC:
         if start.startswith(magic):
             return f"{what}; {remedy}"
@@ -53,8 +68,6 @@ def told(start: bytes, size: int) -> str:
         return f"a video; {EXPECTED}"
     if re.match(rb"\x80[\x02-\x05]", start):
         return f"a bare pickle, which is read by running it: refused; {CONVERT}"
-    if not start.strip(b"\0"):
-        return f"nothing but zeros at its beginning, as an unfinished download has; {AGAIN}"
     return _unknown(start)
 
 

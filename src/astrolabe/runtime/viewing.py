@@ -16,13 +16,19 @@ import av
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from astrolabe.runtime import foreign
 from astrolabe.runtime.errors import UserError
+from astrolabe.runtime.files import refusal
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # [y, x, 3]
 PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "TGA", "PPM", "JPEG2000")
 ANIMATED = ("PNG", "GIF", "WEBP", "AVIF")  # several frames of other formats are pages, or previews
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # the usual ones read no transparency
 ROUNDED = 0.002  # seconds by which containers round the times of frames
+# What is opened as a video holds its own frames: a playlist could name any file here, or any address.
+CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegvideo,mpegts,asf,flv,ogg,gif,apng,nut,mxf,ivf,h264,"
+              "hevc,av1,obu,yuv4mpegpipe,dv,swf,rm,webp_pipe,png_pipe,jpeg_pipe,tiff_pipe,bmp_pipe,exr_pipe,hdr_pipe,"
+              "jpegxl_pipe,dpx_pipe,qoi_pipe,j2k_pipe")  # fmt: skip
 LONGEST_STILL = 600.0  # seconds that one frame may stand: more is a damaged timestamp
 WIDEST_PIXEL = 8  # times its height
 BROKEN = (av.FFmpegError, OSError, SyntaxError, ValueError, IndexError, EOFError, struct.error,
@@ -52,8 +58,31 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except BROKEN as error:
-        why = " ".join(str(error).split())
-        raise UserError(f"{path}: neither an image nor a video that can be read ({why})") from None
+        raise UserError(f"{path}: {why_not(path, error)}") from None
+
+
+def why_not(path: Path, error: Exception) -> str:
+    """What a file is that could not be read as an image or a video. UserError for one that cannot be opened at all."""
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(foreign.HEAD), file.seek(0, 2)
+    except OSError as closed:
+        raise refusal(path, closed) from None
+    if isinstance(error, av.ArgumentError):
+        error = ValueError("of a kind that is not read here")
+    said = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return foreign.mistaken(start, size) or f"neither an image nor a video that can be read ({said})"
+
+
+@contextmanager
+def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
+    """A video file and its stream of pictures; nothing but this file is read. ValueError when it has none."""
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    with av.open(f"file:{path}", options=options) as container:
+        streams = [stream for stream in container.streams.video if stream.codec_context is not None]
+        if not streams:
+            raise ValueError("it has no pictures that can be decoded")
+        yield container, streams[0]
 
 
 def opened_image(path: Path) -> Image.Image | None:
@@ -112,8 +141,8 @@ def rate_of(path: Path) -> float:
             with image:
                 lengths = [lasts for _, lasts in times_of(image)]
             return len(lengths) / sum(lengths) if len(lengths) > 1 else 0.0
-        with av.open(str(path)) as container:
-            return float(container.streams.video[0].average_rate or 0)
+        with opened_video(path) as (_, stream):
+            return float(stream.average_rate or 0)
 
 
 def of_image(path: Path, image: Image.Image) -> Iterator[Shown]:
@@ -171,8 +200,7 @@ def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def of_video(path: Path) -> Iterator[Shown]:
     """The frames of what FFmpeg reads."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
+    with opened_video(path) as (container, stream):
         stream.thread_type = "AUTO"
         interval = 1 / float(stream.average_rate or stream.guessed_rate or 25)
         wide = float(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
