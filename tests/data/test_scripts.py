@@ -66,7 +66,7 @@ def test_a_bracket_that_is_not_closed_holds_no_bar() -> None:
     assert parse_script("a [b | c[2.5 s]") == (Shot("a [b"), Shot("c", 2.5))
 
 
-plain = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.strip())
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda text: text.strip())
 signs = st.text(st.sampled_from("ab |[]\\5.s\n"), min_size=1).filter(lambda text: text.strip())
 
 

@@ -72,6 +72,8 @@ def test_a_json_document_is_a_list_of_prompts(content: str, prompts: list[str], 
         ("prompts.csv", "\ufeff" + TABLE, QUOTED),
         ("prompts.csv", TABLE.replace(",prompt,", ",Caption,"), QUOTED),
         ("prompts.csv", "id;text\n1;a cat runs\n2;a dog sleeps\n", TWO),
+        ("prompts.txt", "id|prompt\n1|a cat runs\n2|a dog sleeps\n", TWO),
+        ("prompts.csv", "description\na cat runs\na dog sleeps\n", TWO),
         ("prompts.tsv", "caption\tid\na cat runs\t1\na dog sleeps\t2\n", TWO),
         ("prompts.csv", "prompt\na cat runs\na dog sleeps\n", TWO),
         ("prompts.csv", "a cat runs\na dog sleeps\n", TWO),
@@ -184,3 +186,28 @@ def test_a_file_of_another_kind_is_named(name: str, content: bytes, said: str, t
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=said):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("prompts.txt", "{'prompt': 'a cat runs'}\n", "line 1 is data and no prompt"),
+        ("prompts.txt", "['a cat runs', 'a dog sleeps']\n", "line 1 is data and no prompt"),
+        ("prompts.txt", "prompts:\n- a cat runs\n", "is YAML"),
+        ("prompts.toml", 'prompts = ["a cat runs"]\n', "is toml and no list of prompts"),
+        ("prompts.srt", "1\n00:00:01,000 --> 00:00:02,000\na cat runs\n", "is srt and no list of prompts"),
+        ("prompts.csv", "negative_prompt\nugly\n", "no column but 'negative_prompt'"),
+        ("prompts.jsonl", '{"prompts": ["a cat runs", ""]}\n', "line 1, field 'prompts', has an empty prompt among 2"),
+        ("prompts.json", '["a \\u0000 cat"]', "record 1: .*zero byte"),
+    ],
+)
+def test_rows_of_other_data_are_never_taken_for_prompts(name: str, content: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read_prompts(tmp_path / name)
+
+
+def test_the_name_of_a_column_is_no_prompt_and_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "prompts.txt").write_text("Caption\na cat runs\na dog sleeps\n", encoding="utf-8")
+    assert read_prompts(tmp_path / "prompts.txt") == TWO
+    assert "line 1, 'Caption', is a name of a column and no prompt, left out" in capsys.readouterr().err

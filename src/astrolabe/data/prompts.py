@@ -10,12 +10,14 @@ from pathlib import Path
 
 from astrolabe.data.foreign import what_it_is
 from astrolabe.data.scripts import escaped, parse_script, prompts_of, script_line
-from astrolabe.data.tables import Record, records_of
+from astrolabe.data.tables import Record, field_of, records_of
 from astrolabe.runtime.errors import UserError, remark, within
 
 LONGEST = 4096  # characters of one prompt: beyond that a file is hardly a prompt list
 COMMENT = re.compile(r"#+(\s.*)?$")
-SCRIPT_IN_YAML = re.compile(r"-\s+prompt\s*:")
+YAML = re.compile(r"(-\s+)?prompts?\s*:(\s|$)")
+OTHERS = (".toml", ".ini", ".xml", ".html", ".htm", ".srt", ".vtt", ".py")  # text in which lines are no prompts
+LITERAL = re.compile(r"""\{\s*['"][^'"]*['"]\s*:|[\[(]\s*(['"])[^'"]*\1\s*[,\])]""")  # in Python, or JSON gone wrong
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,17 @@ def read_text(path: Path) -> str:
 def plain_lines(path: Path, lines: Sequence[str]) -> list[Entry]:
     """A prompt or script a line."""
     entries: list[Entry] = []
+    filled = sum(bool(line.strip()) for line in lines)
     for number, line in enumerate(map(str.strip, lines), 1):
         if line and not COMMENT.match(line):
-            if not entries and (path.suffix.lower() in (".yaml", ".yml") or SCRIPT_IN_YAML.match(line)):
+            if not entries and path.suffix.lower() in OTHERS:
+                raise UserError(f"is {path.suffix.lower()[1:]} and no list of prompts; save plain lines as .txt")
+            if LITERAL.match(line):
+                raise UserError(f"line {number} is data and no prompt ({line[:30]}...), but not JSON; write it as JSON")
+            if not entries and field_of([line]) and filled > 1:
+                remark(f"{path}: line {number}, {line!r}, is a name of a column and no prompt, left out")
+                continue
+            if not entries and (path.suffix.lower() in (".yaml", ".yml") or YAML.match(line)):
                 raise UserError(
                     "is YAML and no list of prompts; give a script with `astrolabe generate --script`, and prompts as "
                     "text, one a line"

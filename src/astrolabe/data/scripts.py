@@ -63,7 +63,9 @@ Script = tuple[Shot, ...]
 
 
 def check_unicode(prompt: str) -> None:
-    """UserError for a prompt that no UTF-8 file could hold: bytes of another encoding, or half a character."""
+    """UserError for a prompt that no text file could hold: bytes of another encoding, half a character, zero bytes."""
+    if "\0" in prompt:
+        raise UserError(f"prompt {prompt!r} holds a zero byte as no text does; leave it out")
     try:
         prompt.encode()
     except UnicodeEncodeError:

@@ -17,10 +17,12 @@ from typing import Any
 from astrolabe.runtime.errors import UserError
 
 FIELDS = ("prompt", "prompts", "prompts_list", "prompt_list", "prompt_en", "text_prompt", "caption", "captions", "text")
-DELIMITERS = ",\t;"
+DELIMITERS = ",\t;|"
 LINES = (".jsonl", ".ndjson")
 JSON_BEGINNING = re.compile(r"\s*(\{\s*\"|\[\s*(\{|\[\s*\"|\"([^\"\\\n]|\\.)*\"\s*(,|\n|\]\s*(\n|\Z))))")
-NAME_OF_ONE = re.compile(r"\w*(prompt|caption|text)\w*", re.IGNORECASE)  # of the only column
+# What the only column is called.
+NAME_OF_ONE = re.compile(r"\w*(prompt|caption|text|description|instruction|sentence)\w*", re.IGNORECASE)
+NOT_WANTED = re.compile(r"neg", re.IGNORECASE)  # a column that says what is not to be seen
 HEADER = re.compile(r"[\"']?\w[\w.-]*[\"']?")
 
 
@@ -100,7 +102,10 @@ def prompts_in(value: Any, place: str) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,) if value.strip() else ()
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
-        return tuple(one for one in value if one.strip())
+        filled = tuple(one for one in value if one.strip())
+        if filled and len(filled) < len(value):
+            raise UserError(f"{place} has an empty prompt among {len(value)}; leave it out, or say what is to be seen")
+        return filled
     raise UserError(f"{place} is {type_of(value)}; expected a prompt or a list of prompts")
 
 
@@ -190,4 +195,7 @@ def column_of(row: Sequence[str]) -> tuple[bool, int]:
         raise UserError(
             f"is a table with columns {listing(row)} and none of {', '.join(FIELDS)}; rename the one of prompts"
         )
-    return bool(NAME_OF_ONE.fullmatch(row[0].strip())), 0
+    headed = NAME_OF_ONE.fullmatch(row[0].strip()) is not None
+    if headed and NOT_WANTED.search(row[0]):
+        raise UserError(f"has no column but {row[0].strip()!r}, of what is not to be seen; expected prompts")
+    return headed, 0
