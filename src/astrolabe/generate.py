@@ -22,7 +22,7 @@ from astrolabe.data.scripts import Script, plan, prompts_of
 from astrolabe.experiment import ModelSettings
 from astrolabe.models.adapters import read_adapter
 from astrolabe.models.lora import freeze_onto
-from astrolabe.models.opening import embed
+from astrolabe.models.opening import Files, embed
 from astrolabe.models.settings import ReleasedSettings
 from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
@@ -163,12 +163,14 @@ def on_own_device(settings: ModelSettings) -> ModelSettings:
 
 def open_generator(job: Job) -> tuple[WanGenerator, Policies | None]:
     """The model with its adapter: a run's own slot, or any other adapter as part of the base."""
+    own = adapter_of(job.adapter) if job.adapter else None
+    adapter = read_adapter(job.adapter) if job.adapter and own is None else None
     if isinstance(job.model, ReleasedSettings):
+        Files(job.model).transformer()  # what is missing is said before the text encoder works for minutes
         embed(job.model, prompts_of(job.scripts))
-    if job.adapter and (own := adapter_of(job.adapter)):
+    if own:
         _, generator, policies = open_run(own, job.model)
         return generator, policies
-    adapter = read_adapter(job.adapter) if job.adapter else None
     generator = job.model.open()
     if adapter:
         freeze_onto(generator.transformer, adapter, str(job.adapter))
@@ -261,6 +263,11 @@ def make(
             for video, latents in chunks_of(job, generator, takes, text, given):
                 for writer, frames in zip(writers, video, strict=True):
                     writer.write(frames)
+                if not bool(latents.isfinite().all()):
+                    raise UserError(
+                        "the model's numbers are no longer finite, and its video would be black: its weights or the "
+                        "adapter are broken, or too large for its precision (--model.dtype)"
+                    )
                 kept += [latents.cpu()] if job.latents else []
                 first_frame = first_frame or time.monotonic() - began
                 task.advance(latents.shape[1])

@@ -258,6 +258,34 @@ def test_weights_that_are_none_are_called_what_they_are(
     assert said in fails([*words, f"--adapter={tmp_path / name}"], capsys)
 
 
+def test_weights_that_are_not_there_are_missed_before_the_text_encoder_works(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny_release.arguments(files, "self-forcing"), f"--model.text_cache={tmp_path / 'text'}"]
+    words += [
+        "--model.wan=no/wan",
+        "--model.weights=no/weights.pt",
+        "--prompt",
+        "a cat",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert "no/weights.pt: no such file" in fails(["generate", "--model", "self-forcing", *words], capsys)
+
+
+@pytest.mark.parametrize("size", [float("nan"), 1e37])
+def test_numbers_that_no_video_can_have_are_refused_and_never_shown_as_black(
+    size: float, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = tiny_release.transformer_weights()
+    weights["head.head.weight"] = weights["head.head.weight"] * size
+    save_file(weights, tmp_path / "broken.safetensors")
+    words = [*tiny_release.arguments(files, "self-forcing"), f"--model.weights={tmp_path / 'broken.safetensors'}"]
+    command = ["generate", "--model", "self-forcing", *words, "--prompt", "a cat", "--out", str(tmp_path / "out")]
+    assert "no longer finite, and its video would be black" in fails(command, capsys)
+    assert not list((tmp_path / "out").glob("[0-9]*[0-9].mp4"))
+
+
 def test_a_run_on_a_released_model_has_a_report_but_no_oracles(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,8 @@ RSLORA = ("use_rslora", "use_rs_lora", "rslora", "rs_lora")
 DORA = ("use_dora", "dora", "dora_wd", "weight_decompose")
 STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base weights too
 HISTORY = re.compile(r"^ss_(?!network_)")  # how a kohya training went: tags, folders, buckets
-ABOUT_ALPHA = re.compile(r"(^|_)alphas?(_|$)")
+ABOUT_ALPHA = re.compile(r"(?i)(^|[ _-]|(?<=[a-z])(?=A))alphas?($|[ _-])|^(lora[ _-]?)?scaling$")
+METADATA = "lora_adapter_metadata"  # of diffusers: an object in JSON
 OF_CONVOLUTIONS = ("conv_alpha",)
 ADVICE = "merge the adapter in its own program first"
 
@@ -88,7 +89,7 @@ def read_strength(said: Mapping[str, Any], source: Path | str, owed: bool = Fals
     unknown: list[str] = []
     for name, value in statements(said):
         leaf = name.rpartition(".")[2].lower()
-        owed = owed or name.startswith("lora_adapter_metadata.")
+        owed = owed or name.startswith(f"{METADATA}.")
         if (leaf in (*RSLORA, *DORA) and _true(value)) or (leaf == "init_lora_weights" and _changes_base(value)):
             raise UserError(f"{source}: {leaf}={value} is not supported; {ADVICE}")
         if leaf in ("layer_replication", "modules_to_save") and value:
@@ -99,7 +100,7 @@ def read_strength(said: Mapping[str, Any], source: Path | str, owed: bool = Fals
             unknown += [f"{name}={value}"] if value and not _is_pattern(value) else []
         elif kind and (number := _number(value)) is not None:
             numbers[kind].add(number)
-        elif (kind == "alpha" and value not in (None, "", "None")) or (not kind and _speaks_of_alpha(leaf, value)):
+        elif (kind == "alpha" and value not in (None, "None")) or (not kind and _speaks_of_alpha(name, value)):
             unknown.append(f"{name}={str(value)[:40]}")
     if len(numbers["alpha"]) > 1:
         unknown.append(f"alpha {' and '.join(f'{number:g}' for number in sorted(numbers['alpha']))}")
@@ -114,7 +115,7 @@ def statements(said: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, 
         if HISTORY.match(str(key)) or any(part.startswith("text_encoder") for part in name.split(".")):
             continue
         opened = _opened(value)
-        if isinstance(opened, Mapping) and not str(key).endswith("_pattern"):
+        if isinstance(opened, Mapping) and not str(key).endswith("_pattern") and str(key).lower() not in ALPHA:
             yield from statements(opened, f"{name}.")
         else:
             yield name, opened
@@ -151,7 +152,9 @@ def _is_pattern(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_number(number) is not None for number in value.values())
 
 
-def _speaks_of_alpha(leaf: str, value: Any) -> bool:
-    """A field that is named after alpha, or text with such fields that is not the JSON it begins as."""
+def _speaks_of_alpha(name: str, value: Any) -> bool:
+    """A field that is named after alpha, or one of such fields that is not the JSON it should be."""
+    leaf = name.rpartition(".")[2]
     broken = isinstance(value, str) and value.lstrip().startswith("{") and "alpha" in value
+    broken = broken or (name == METADATA and value is not None)
     return leaf not in OF_CONVOLUTIONS and (broken or (ABOUT_ALPHA.search(leaf) is not None and value is not None))

@@ -127,9 +127,9 @@ def _container(file: TensorFile) -> str:
     inside = [key for part in file.containers.values() for key in part]
     if any(key.endswith("patch_embedding.weight") for key in inside):
         raise UserError(f"{file.path}: a whole model and no adapter; name it with --model.weights")
-    if FLAT in file.containers:
+    if inside and FLAT in file.containers:
         raise UserError(_strange(file.path, list(file.containers[FLAT])))
-    raise UserError(f"{file.path}: no adapter; it has {few(file.containers) or 'no tensors'}")
+    raise UserError(f"{file.path}: no adapter; it has {few(file.containers) if inside else 'no tensors'}")
 
 
 @dataclass
@@ -192,6 +192,8 @@ def _pair(layer: str, part: _Part, strength: Strength, path: Path) -> Pair:
             f"{path}: {layer} has A {list(a.shape)} and B {list(b.shape)}, of a convolution; here linear layers alone "
             f"carry adapters: {ADVICE}"
         )
+    if 0 in (*a.shape, *b.shape):
+        raise UserError(f"{path}: {layer} has A {list(a.shape)} and B {list(b.shape)}, which are empty; it is broken")
     if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
         raise UserError(f"{path}: {layer} has A {list(a.shape)} and B {list(b.shape)}; their ranks differ")
     if not a.is_floating_point() or not b.is_floating_point():
@@ -200,6 +202,10 @@ def _pair(layer: str, part: _Part, strength: Strength, path: Path) -> Pair:
     if beside is not None and beside.numel() != 1:
         raise UserError(f"{path}: {layer}.alpha has shape {list(beside.shape)}; expected one number")
     alpha = strength.of(part.names, a.shape[0]) if beside is None else float(beside)
+    if alpha <= 0:
+        raise UserError(
+            f"{path}: {layer} has alpha {alpha:g}; expected a number above zero: write what it was trained with"
+        )
     return Pair(a, b, alpha / a.shape[0])
 
 
