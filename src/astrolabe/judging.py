@@ -117,6 +117,8 @@ def score_files(
     """
     if not 0 < fps <= MOST_FPS:
         raise UserError(f"--fps {fps:g}: expected frames a second above zero, and {MOST_FPS:g} at most")
+    if chunk_frames < 1:
+        raise UserError(f"--chunk-frames {chunk_frames}: a chunk has one latent frame at least")
     with progress(f"scoring with {spec}", len(paths), "videos") as task:
         for found in one_by_one(spec, paths, prompts, cache, chunk_frames, fps):
             task.advance()

@@ -152,6 +152,9 @@ def test_two_rewards_are_compared_by_rank(videos: Path, tmp_path: Path, capsys: 
         (("score", "server,server.url=http://x/v1", "x.mp4"), "needs server.model, server.rubric"),
         (("score", "clipscore,model.device=gpu", "x.mp4"), "reward clipscore: model.device=gpu: not usable here"),
         (("new", "two words"), "is no name for a class"),
+        (("new", "class"), "is no name for a class"),
+        (("check", "mine.py"), "'mine.py' is a file; name its class too: mine.py:Class"),
+        (("score", "pixel_seamlessness", "x.mp4", "--chunk-frames", "0"), "--chunk-frames 0: a chunk has one"),
         (("score", "pixel_motion"), "required"),
     ],
 )

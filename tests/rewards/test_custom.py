@@ -115,6 +115,12 @@ def test_a_spec_that_names_nothing_is_refused(spec: str) -> None:
         load_custom(spec)
 
 
+def test_a_class_that_is_not_there_is_looked_for_among_the_files_own(tmp_path: Path) -> None:
+    spec = write_template("Redness", tmp_path / "redness.py")
+    with pytest.raises(UserError, match=r"no class Blueness; it has Redness$"):
+        load_custom(spec.replace(":Redness", ":Blueness"))
+
+
 def test_names_are_known_or_name_a_class() -> None:
     for name in (*KNOWN, "file.py:Class", "package.module:Class"):
         if name == "server":

@@ -144,6 +144,8 @@ FENCED = '```json\n{"score": 8}\n```'
         FENCED,
         '```\n{\n  "score": 8\n}\n```\n',
         '```{"score": 8}```',
+        '`{"score": 8}`',
+        '**{"score": 8}**',
         '~~~json\n{"score": 8}\n~~~',
         '```json\n{"score": 8}',
         f"The circle moves left, as it should.\n\n{FENCED}\n\nI hope this helps!",
@@ -171,7 +173,7 @@ def test_one_answer_is_taken_however_it_is_wrapped(content: Any, tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ("8", "the answer has other fields than score"),
+        ("8", "the answer is no JSON object"),
         ("I would say 8", "the answer is not JSON"),
         ('Surely {"score": 8}', "the answer is not JSON"),
         ('{"score": 11}', "the score is not within 0 and 10"),
@@ -187,8 +189,8 @@ def test_one_answer_is_taken_however_it_is_wrapped(content: Any, tmp_path: Path)
         (f'{{"score": 8}}\n{FENCED}', "the answer is not JSON"),
         (f'Not {{"score": 3}}, but\n{FENCED}', "the answer is not JSON"),
         (f"{FENCED}\nor ```{{'because': 1, 'score': 3}}```", "the answer is not JSON"),
-        ("[8]", "the answer has other fields than score"),
-        ('[["score", 8]]', "the answer has other fields than score"),
+        ("[8]", "the answer is no JSON object"),
+        ('[["score", 8]]', "the answer is no JSON object"),
         ("[" * 9999, "the answer is not JSON"),
         ("{" * 9999, "the answer is not JSON"),
         ('<think>I would say {"score": 8}', "the judge thought and gave no answer"),
@@ -285,6 +287,16 @@ def test_what_will_not_pass_is_not_tried_again(body: bytes, tmp_path: Path) -> N
     with serving(tmp_path, lambda asked, number: (404, body)) as (server, reward):
         assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and len(server.seen) == 1
         assert "the server says 404: no such model (http" in reward.refusal
+
+
+def test_frames_go_nowhere_but_to_the_server_that_was_named(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, lambda asked, number: (200, b"")) as (other, _),
+        serving(tmp_path, lambda asked, number: (307, b"")) as (server, reward),
+    ):
+        server.headers = {"Location": f"http://127.0.0.1:{other.server_port}/v1/chat/completions"}
+        assert reward(VIDEO[:1], PROMPTS[:1]).isnan().all() and len(server.seen) == 1
+        assert not other.seen and "the server says 307, and points to http" in reward.refusal
 
 
 def test_a_key_that_a_server_repeats_is_not_shown(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 
 from astrolabe.rewards.settings import MEASURES, MODELS, ORACLES
 from astrolabe.shapes.settings import FPS
@@ -113,8 +114,8 @@ def listed() -> Iterator[str]:
     """Every reward by its name, and what the released ones are made of."""
     from astrolabe.rewards.opening import RELEASED_REWARDS
 
-    yield f"of the shapes world  {', '.join(ORACLES)}"
-    yield f"of any video         {', '.join(MEASURES)}"
+    for what, names in (("of the shapes world", ORACLES), ("of any video", MEASURES)):
+        yield fill(", ".join(names), 79, initial_indent=f"{what:21}", subsequent_indent=21 * " ")
     yield "released models"
     for name in MODELS:
         model = RELEASED_REWARDS[name]

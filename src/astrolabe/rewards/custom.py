@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from types import ModuleType, NoneType
 from typing import Any, TypeVar, cast
@@ -56,7 +57,9 @@ def load_custom(spec: str, args: Mapping[str, Plain] | None = None) -> Reward:
     module = guarded(spec, lambda: from_file(path) if path is not None else importlib.import_module(origin))
     kind = getattr(module, name, None)
     if not inspect.isclass(kind):
-        there = ", ".join(n for n, value in vars(module).items() if inspect.isclass(value)) or "no class at all"
+        classes = [n for n, value in vars(module).items() if inspect.isclass(value)]
+        own = [n for n in classes if getattr(module, n).__module__ == module.__name__]
+        there = ", ".join(own or classes) or "no class at all"
         raise UserError(f"reward {spec!r}: {origin} has no class {name}; it has {there}")
     given = fitted(spec, kind, args or {})
     reward = guarded(spec, lambda: kind(**given))
@@ -211,7 +214,7 @@ def check_signature(spec: str, reward: object) -> None:
 
 def write_template(name: str, path: Path) -> str:
     """A file with a reward ``name`` to start from; gives its spec. UserError rather than write over a file."""
-    if not name.isidentifier():
+    if not name.isidentifier() or iskeyword(name):
         raise UserError(f"{name!r} is no name for a class; Redness, say")
     try:
         with path.open("x", encoding="utf-8") as file:

@@ -123,7 +123,9 @@ def score_of(reply: Reply, lowest: float, highest: float, limit: int) -> float:
         fields = json.loads(answer_in(reply), object_pairs_hook=tuple)  # pairs, so that a field given twice shows
     except (ValueError, RecursionError):
         raise reply.failed(why_not(reply, limit)) from None
-    if not isinstance(fields, tuple) or [name for name, _ in fields] != ["score"]:
+    if not isinstance(fields, tuple):
+        raise reply.failed("the answer is no JSON object")
+    if [name for name, _ in fields] != ["score"]:
         raise reply.failed("the answer has other fields than score")
     score = fields[0][1]
     if isinstance(score, bool) or not isinstance(score, int | float):
@@ -156,7 +158,7 @@ def answer_in(reply: Reply) -> str:
         text = wrapped[1]
     held = [] if text.startswith("{") else [found for found in FENCE.finditer(text) if found[2].startswith("{")]
     if not held:
-        return text
+        return text.strip("`*")  # marks of code and bold on one line
     around = text[: held[0].start()] + text[held[0].end() :]
     unsure = len(held) > 1 or OBJECT.search(around) or (reply.cut and around.strip())
     return "" if unsure else held[0][2]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from astrolabe.rewards.base import check_batch
 from astrolabe.rewards.frames import evenly, to_pictures
-from astrolabe.rewards.replies import Failed, Reply, error_text, passes, read_reply, score_of
+from astrolabe.rewards.replies import Failed, Reply, brief, error_text, passes, read_reply, score_of
 from astrolabe.rewards.settings import ServerSettings
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import place, refusal
@@ -87,7 +87,12 @@ class ServerReward:
         url, limit = f"{self.settings.url.rstrip('/')}/chat/completions", self.settings.timeout
         end = time.monotonic() + limit
         try:
-            with requests.post(url, json=asked, headers=self.headers, timeout=limit, stream=True) as reply:
+            with requests.post(
+                url, json=asked, headers=self.headers, timeout=limit, stream=True, allow_redirects=False
+            ) as reply:
+                if reply.is_redirect:  # frames go where the user said, and nowhere else
+                    to = brief(reply.headers["Location"])
+                    raise Failed(f"the server says {reply.status_code}, and points to {to}: name that as server.url")
                 body = received(reply, end, BYTES + BYTES_A_TOKEN * self.settings.max_tokens)
         except requests.RequestException as error:
             passing = isinstance(error, PASSING) and not isinstance(error, requests.exceptions.SSLError)

@@ -153,6 +153,8 @@ class RewardSettings:
         return self.model or RewardModelSettings()
 
     def __post_init__(self) -> None:
+        if self.name.endswith(".py"):
+            raise UserError(f"reward {self.name!r} is a file; name its class too: {self.name}:Class")
         if self.name not in KNOWN and not self.own:
             raise UserError(
                 f"reward {self.name!r} is unknown{nearest(self.name, KNOWN)}; there are: {', '.join(KNOWN)}; one of "
