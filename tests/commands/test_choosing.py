@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -129,6 +130,8 @@ def mine():
     return replace(shapes(), steps=5)
 def broken():
     return 1 / 0
+def leaving():
+    raise SystemExit(0)
 def other():
     return 7
 """
@@ -144,6 +147,8 @@ def test_a_recipe_in_a_file_of_python_is_run_only_when_it_is_trusted(tmp_path: P
     assert default_out(f"{file}:mine") == Path("runs/mine")
     with pytest.raises(UserError, match="ZeroDivisionError"):
         read(f"{file}:broken", "--trust-code")
+    with pytest.raises(UserError, match="SystemExit: 0"):
+        read(f"{file}:leaving", "--trust-code")
     with pytest.raises(UserError, match="gave int; expected a function that returns a TrainConfig"):
         read(f"{file}:other", "--trust-code")
     with pytest.raises(UserError, match="has no function of that name"):
@@ -162,3 +167,15 @@ def test_code_that_a_file_names_needs_trust_and_what_the_command_line_names_does
     assert read(str(file), "--rewards", "mine.py:Mine", runs=True).rewards[0].name == "mine.py:Mine"
     assert read("shapes", "--rewards", "mine.py:Mine", runs=True).rewards[0].own
     assert shapes().rewards[0].name == "joint"
+
+
+def test_what_is_no_recipe_is_answered_by_what_it_looks_like(tmp_path: Path) -> None:
+    save_yaml(RECIPES["shapes_tiny"](), tmp_path / "config.yaml")
+    for word, said in (
+        (f"{tmp_path}@40", f"--init {tmp_path}@40 --out NEW"),
+        ("recipe.py", "recipe.py:FUNCTION --trust-code"),
+        (str(tmp_path / "nothing"), "no run is there"),
+        ("shape", "did you mean shapes"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)):
+            read(word)

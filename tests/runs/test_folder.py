@@ -104,14 +104,16 @@ def test_a_finished_run_is_done_unless_more_steps_are_asked_for(tmp_path: Path) 
     assert not run.already_done(replace(CFG, steps=5))
 
 
-def test_an_extended_run_keeps_the_adapter_and_the_evaluation_of_its_earlier_end(tmp_path: Path) -> None:
+def test_an_extended_run_keeps_adapter_evaluation_and_report_of_its_earlier_end(tmp_path: Path) -> None:
     run = begun(tmp_path / "run", done=4, finished=True)
     (run.path / "evaluation.json").write_text("{}")
+    (run.path / "report.html").write_text("the page")
     adapter = (run.path / ADAPTER).read_bytes()
     run.go_on(run.examine(replace(CFG, steps=6)), Origin())
     assert not run.finished and run.written().steps == 6
     assert (run.path / "adapter-step_000004.safetensors").read_bytes() == adapter
     assert (run.path / "evaluation-step_000004.json").exists() and not (run.path / "evaluation.json").exists()
+    assert (run.path / "report-step_000004.html").exists() and not (run.path / "report.html").exists()
 
 
 def test_a_run_that_a_guard_stopped_does_not_go_on(tmp_path: Path) -> None:

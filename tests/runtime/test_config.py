@@ -245,6 +245,8 @@ def test_a_hand_written_number_like_1e_4_is_a_number(tmp_path: Path):
         ("- a\n- b\n", "the whole: expected a mapping of settings, got list"),
         ("", "the whole: expected a mapping of settings, got NoneType"),
         ("steps: [", "not valid YAML"),
+        (SMALL + "steps: 4\n", "steps is set twice"),
+        (SMALL.replace("lr: 0.1", "lr: 0.1, lr: 0.2"), "lr is set twice"),
         ("steps: 2024-13-45", "not valid YAML"),
         ("steps: !!python/object:os.system {}", "not valid YAML"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -19,7 +20,7 @@ from astrolabe.models.hub import find_file
 from astrolabe.models.text_cache import TextCache
 from astrolabe.runtime.checkpoint import CheckpointStore, load_tensors, save_tensors
 from astrolabe.runtime.errors import NotPermitted, UserError
-from astrolabe.runtime.files import claimed, exists, refusal
+from astrolabe.runtime.files import check_writable, claimed, exists, refusal, write_whole
 from astrolabe.runtime.tensorfile import open_tensors
 
 NOBODY = 65534
@@ -118,3 +119,20 @@ def test_a_folder_that_another_user_held_can_be_held(folder: Path) -> None:
 
 def test_other_refusals_say_what_the_system_said() -> None:
     assert "cannot be read (Is a directory)" in str(refusal("x", IsADirectoryError(21, "Is a directory")))
+
+
+def test_a_full_disk_is_told_with_the_file_that_it_had_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "page.html", "a page")
+    assert caught.value.filename == str(tmp_path / "page.html") and not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_the_work(folder: Path) -> None:
+    check_writable(folder)
+    folder.chmod(0o555)
+    with as_somebody_else(), pytest.raises(UserError, match="cannot be written to"):
+        check_writable(folder)

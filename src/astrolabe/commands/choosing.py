@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from astrolabe.experiment import ModelChoice, ModelSettings, TrainConfig, model_
 from astrolabe.recipes import RECIPES
 from astrolabe.rewards.spec import parse_spec, split_spec
 from astrolabe.rl.settings import GuardSettings
-from astrolabe.runs.adapter import run_of
+from astrolabe.runs.adapter import run_of, split
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.config import from_dict, load_yaml, override, parse_overrides, read_yaml, to_dict
 from astrolabe.runtime.errors import UserError, nearest
@@ -104,7 +105,22 @@ def recipe_of(name: str, trusted: bool = False) -> TrainConfig:
         return from_python(name, trusted)
     if RunFolder(place(name)).exists:
         return RunFolder(place(name)).config()
-    raise UserError(
+    raise UserError(unknown(name))
+
+
+def unknown(name: str) -> str:
+    """What to say of a word that stands for no configuration: as near as can be to what was meant."""
+    run, which = split(name)
+    if which is not None:
+        return (
+            f"recipe {name}: that is an adapter of a run; `astrolabe train {run.path}` goes on from its end, and "
+            f"--init {name} --out NEW begins another from there"
+        )
+    if name.endswith(".py"):
+        return f"recipe {name}: name the function of it that returns a TrainConfig, {name}:FUNCTION --trust-code"
+    if os.sep in name:
+        return f"recipe {name}: no run is there (a folder with a config.yaml), and a configuration is named .yaml"
+    return (
         f"recipe {name!r} is unknown{nearest(plain(name), RECIPES)}; there are: {', '.join(RECIPES)}; "
         "it comes before the fields"
     )
@@ -153,7 +169,7 @@ def from_python(spec: str, trusted: bool) -> TrainConfig:
         cfg = make() if callable(make) else None
     except UserError:
         raise
-    except Exception as error:  # whatever the user's code does
+    except (Exception, SystemExit) as error:  # whatever the user's code does
         raise UserError(f"recipe {spec}: {type(error).__name__}: {error}") from error
     if not isinstance(cfg, TrainConfig):
         what = "has no function of that name" if make is None else f"gave {type(cfg).__name__}"

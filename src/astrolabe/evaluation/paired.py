@@ -22,7 +22,7 @@ from astrolabe.runs.folder import RunFolder
 from astrolabe.runs.opening import open_run
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import claimed, write_whole
+from astrolabe.runtime.files import check_writable, claimed, write_whole
 from astrolabe.runtime.processes import one_thread
 from astrolabe.runtime.processes import processes as several
 from astrolabe.runtime.progress import progress
@@ -60,6 +60,8 @@ def evaluate(
             f"{folder.path} aligned {folder.config().model.name}: held-out prompts and oracles are those of the "
             "shapes world; compare its videos with `astrolabe generate`, with and without --adapter"
         )
+    with claimed(folder.path):  # what would be refused at the end is refused now
+        check_writable(folder.path)
     cfg = folder.config()
     suite, far = suites_of(cfg, split, seeds, long)
     count = process_count_for(cfg.model, processes, math.ceil(len(suite) / batch))

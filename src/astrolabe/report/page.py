@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from astrolabe.report.results import (
 from astrolabe.runs.adapter import RunAdapter
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.config import describe
+from astrolabe.runtime.files import write_whole
 from astrolabe.runtime.steps import FINISHED
 from astrolabe.shapes.settings import FPS
 
@@ -40,12 +40,7 @@ def write_report(folder: RunFolder, adapter: RunAdapter | None = None) -> Path:
     """
     path = folder.path / f"{'-'.join(filter(None, ('report', adapter.name if adapter else '')))}.html"
     text = render_page(folder, adapter)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
     return path
 
 

@@ -205,5 +205,5 @@ def check_dropped(scores: Scores, most: float, refusals: Mapping[str, str]) -> N
         why = "; ".join(refusals[name] for name, count in missing.items() if count and name in refusals)
         raise ScoringError(
             f"{int(lost.sum())} of {len(lost)} samples got no finite score ({guilty}), more than max_dropped={most:g} "
-            f"allows; {why or 'look at samples/ of the run, or at the reward'}"
+            f"allows; {why or 'look at the reward: `astrolabe rewards check`'}"
         )

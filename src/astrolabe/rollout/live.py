@@ -228,6 +228,8 @@ def start(generator: Generator, prompts: Prompts, seed: int = 0, decode: bool = 
     Between chunks, ``stream.switch("a dog")`` goes on under another prompt, ``stream.cut("a bird")`` starts afresh.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not prompts:
+        raise UserError("a stream of no prompts: expected a prompt, or a list of them, a video each")
     return VideoStream(generator, generator.encode_text(prompts), PlacedNoise(seed, range(len(prompts))), decode)
 
 

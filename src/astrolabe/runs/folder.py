@@ -174,9 +174,9 @@ class RunFolder:
         record(self.path, "resumed", self.done, **origin.told(), changes=[str(change) for change in found])
 
     def put_aside(self, step: int) -> None:
-        """Adapter and evaluations of an end that is none any more get the step into their names."""
-        for stem in ("adapter", "evaluation", "evaluation-validation"):
-            for suffix in (".json", ".safetensors"):
+        """Adapter, evaluations and report of an end that is none any more get the step into their names."""
+        for stem in ("adapter", "evaluation", "evaluation-validation", "report"):
+            for suffix in (".json", ".safetensors", ".html"):
                 file = self.path / f"{stem}{suffix}"
                 if file.exists():
                     file.replace(file.with_name(f"{stem}-{step_name(step)}{suffix}"))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from astrolabe.runtime.errors import NotPermitted, UserError
-from astrolabe.runtime.files import refusal, usual_mode
+from astrolabe.runtime.files import naming, refusal, usual_mode
 from astrolabe.runtime.progress import progress
 from astrolabe.runtime.steps import finished_steps, step_name
 
@@ -32,7 +32,7 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         # One key: safetensors writes several in an order of chance, and the same content should be the same bytes.
-        with usual_mode(temporary):
+        with naming(path), usual_mode(temporary):
             save_file(_unshared(tensors), temporary, metadata={METADATA: json.dumps(dict(metadata), sort_keys=True)})
         _flush(temporary)
         os.replace(temporary, path)

@@ -288,10 +288,24 @@ def load_yaml(cls: type[T], path: Path | str) -> T:
     return from_dict(cls, read_yaml(path), str(path))
 
 
+class Once(yaml.SafeLoader):
+    """YAML in which no name may stand twice in a mapping: the second would take the first one's place in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As always, but for that."""
+        names = set()
+        for key, _ in node.value:
+            if key.value in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is set twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                names.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path | str) -> Any:
     """What a YAML file holds; UserError naming the file."""
     try:
-        return yaml.safe_load(Path(path).read_bytes().decode("utf-8"))
+        return yaml.load(Path(path).read_bytes().decode("utf-8"), Once)  # a SafeLoader
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

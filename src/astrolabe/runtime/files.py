@@ -64,14 +64,25 @@ def _user(number: int) -> str:
 def write_whole(path: Path, content: bytes | str) -> None:
     """Write a file under a temporary name beside it, then rename: a crash leaves the old or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with naming(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within is of ``path``: a full disk names no file, and a temporary name tells nobody anything."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 @contextmanager
@@ -133,6 +144,12 @@ def _lock(folder: Path) -> Iterator[IO[str]]:
         path.touch()
     with path.open() as lock:
         yield lock
+
+
+def check_writable(folder: Path) -> None:
+    """UserError when no file can be made in ``folder``: said before the work whose result goes there."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise UserError(f"{folder} cannot be written to; have it opened (chmod), or use a copy of it")
 
 
 def nearest_folder(path: Path) -> Path:

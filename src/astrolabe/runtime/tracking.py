@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from astrolabe.runtime.errors import UserError
-from astrolabe.runtime.files import write_whole
+from astrolabe.runtime.files import naming, write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class MetricsLog:
             self._rewrite(read_metrics(self.path))  # a killed run left half a line: the next must not be glued to it
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **metrics}))
 
     def truncate_after(self, step: int) -> None:
