@@ -85,6 +85,11 @@ def test_a_stream_of_one_prompt_is_a_stream_of_a_list_of_one() -> None:
     assert torch.equal(latents(start(model, "a cat"), 2), latents(start(model, ["a cat"]), 2))
 
 
+def test_a_stream_of_no_prompts_is_refused() -> None:
+    with pytest.raises(UserError, match="no prompts"):
+        start(tiny_world(STREAMS["everything"]), [])
+
+
 def test_prompts_of_another_number_than_videos_are_refused() -> None:
     videos = start(tiny_world(STREAMS["everything"]), ["a cat", "a dog"])
     with pytest.raises(UserError, match="the new prompts have shape"):
