@@ -53,7 +53,7 @@ def opened(settings: RewardSettings, fps: float = float(FPS), chunk_frames: int 
 
 
 def check(spec: str) -> Iterator[Finding]:
-    """Whether a reward keeps to what training asks of one; it is tried on videos of the shapes world."""
+    """Whether a reward can be trained on; it is tried on videos of the shapes world."""
     member = opened(parse_spec(spec))
     yield Finding("opens", True, f"{member.reward.name}, {type(member.reward).__name__}")
     video, prompts = samples()
@@ -190,9 +190,7 @@ def videos_in(folder: Path, prompt: str | None) -> tuple[list[Path], list[str]]:
         left, why = [path.name for path in there if path.name not in videos], "no whole videos by their names"
         said = dict.fromkeys(videos, prompt or "")
         if said and not prompt:
-            raise UserError(
-                f"{folder}: has no videos.jsonl that says what was asked for; give --prompt for all of them"
-            )
+            raise UserError(f"{folder}: has no videos.jsonl with the prompts; give --prompt for all of them")
     if not said:
         raise UserError(f"{folder}: no videos there ({', '.join(VIDEO_FILES)})")
     if left:

@@ -174,7 +174,7 @@ def test_a_run_that_a_reward_stopped_goes_on_with_the_same_bytes(
         "import pathlib\nclass Flaky:\n    name = 'flaky'\n    calls = 0\n"
         "    def __call__(self, video, prompts):\n        Flaky.calls += 1\n"
         f"        broken = pathlib.Path({str(tmp_path / 'broken')!r}).exists()\n"
-        "        if Flaky.calls > 2 and broken: raise ValueError('tired')\n"
+        "        if Flaky.calls > 4 and broken: raise ValueError('tired')\n"
         "        return video.mean((1, 2, 3, 4))\n", encoding="utf-8"
     )  # fmt: skip
     window = WindowSettings(frames=6, video_frames=18, per_stream=3) if streams else WindowSettings(frames=6)

@@ -38,7 +38,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
 
     check_windows(cfg, None, make_algorithm(cfg))
     card, cfg = target(args.device, cfg)
-    with progress("playing the step") as task:
+    with progress("measuring the step") as task:
 
         def heard(name: str) -> None:
             task.note = name
@@ -50,7 +50,7 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     if needed <= card.bytes:
         return
     print(f"{size(needed - card.bytes)} too much")
-    with progress("looking for what to change") as task:
+    with progress("looking for settings to change") as task:
         words = remedy(cfg, measurer, card)
     print(words)
     sys.exit(1)
@@ -66,9 +66,9 @@ def remedy(cfg: TrainConfig, measurer: Measurer, card: Card) -> str:
         return make_plan(other, measurer, card.is_host)
 
     chosen, least = smallest_change(cfg, plan_of, card.bytes, card.is_host)
-    lines = [f"  {knob.flags}{'    (trains otherwise)' if knob.learns_otherwise else ''}" for knob in chosen]
+    lines = [f"  {knob.flags}{'    (changes training)' if knob.learns_otherwise else ''}" for knob in chosen]
     if least > card.bytes:
-        tried = ["with all that helps it still needs", *lines] if lines else ["nothing that can be turned helps"]
+        tried = ["with all settings that help it still needs", *lines] if lines else ["no setting helps"]
         return "\n".join([*tried, f"{size(least)}: a smaller model, video or window, or a larger device, is left"])
     changed = plan_of(turned(cfg, chosen))
     return "\n".join(
@@ -101,7 +101,7 @@ def show(plan: Plan, cfg: TrainConfig, card: Card, title: str) -> None:
         table.add_column(heading, justify="right" if heading in ("memory", "seconds") else "left")
     for part, count in plan.held.items():
         if count:
-            table.add_row(f"held: {part}", size(count), "", "rests on the host" if part in plan.resting else "")
+            table.add_row(f"held: {part}", size(count), "", "idle: in host memory" if part in plan.resting else "")
     seconds = plan.seconds(card.rates)
     for part, phase in plan.phases.items():
         waits = "the host's processor" if phase.hosted.calls or phase.hosted.traffic else card.rates.slowest(phase.work)
