@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -21,6 +22,8 @@ from astrolabe.rl.algorithm import Algorithm
 from astrolabe.rl.guards import Watch
 from astrolabe.rl.regularisation import Regulariser
 from astrolabe.runtime.errors import UserError
+
+PER_CORE = 4  # processes of one thread each that a core may have at most
 
 
 def in_order(rewards: Sequence[RewardSettings]) -> list[RewardSettings]:
@@ -70,9 +73,9 @@ def check_suite(cfg: TrainConfig, suite: Sequence[Member]) -> None:
 
 
 def process_count(cfg: TrainConfig) -> int:
-    """How many processes share the work of a step."""
+    """How many processes share the work of a step. UserError for more than this machine could run."""
     if cfg.processes != "auto":
-        return cfg.processes
+        return runnable(cfg.processes, "processes=")
     return 1 if cfg.single or not cfg.light else min(torch.get_num_threads(), cfg.rollout.batches)
 
 
@@ -87,7 +90,18 @@ def process_count_for(model: ModelSettings, asked: Literal["auto"] | int, pieces
             f"--processes {asked}: only the embedded model is made by several processes, and on the CPU; this is "
             f"{model.name} on {model.place}"
         )
-    return asked
+    return runnable(asked, "--processes ")
+
+
+def runnable(count: int, setting: str) -> int:
+    """``count`` processes; UserError when they are so many that each would only take memory and wait."""
+    cores = os.cpu_count() or 1
+    if count > PER_CORE * cores:
+        raise UserError(
+            f"{setting}{count}: this machine has {cores} core{'s' * (cores > 1)}, and each process holds the model; "
+            f"choose at most {PER_CORE * cores}, or auto"
+        )
+    return count
 
 
 def make_prompts(cfg: TrainConfig) -> PromptList:

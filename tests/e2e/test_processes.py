@@ -208,6 +208,7 @@ def test_a_number_of_processes_is_auto_or_one_or_more(
     [
         (["--processes", "0"], "expected auto, or at least 1"),
         (["--processes", "many"], "auto"),
+        (["--processes", "100000"], "each process holds the model; choose at most"),
         (["--processes", "2", "--pool.backend", "ray"], "the pool has the processes"),
         (["--processes", "2", "--model.device", "cuda"], "one process drives cuda"),
     ],
