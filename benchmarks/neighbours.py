@@ -102,23 +102,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure every way beside every neighbour."""
     parser = Parser(prog="python -m benchmarks.neighbours", description=__doc__)
     parser.add_argument("--rounds", type=whole(1), default=ROUNDS, help=f"of every measurement (default: {ROUNDS})")
+    parser.add_argument("--only", type=one_of(WAYS), action="append", metavar="WAY",
+                        help=f"leave out the other ways (may be repeated): {'; '.join(WAYS)}")  # fmt: skip
     parser.add_argument("--one", type=one_of(WAYS), help=argparse.SUPPRESS)
     args = parser.read(argv)
     if args.one:
         print(json.dumps(one(args.one)))
         return
     found: list[dict[str, Any]] = []
+    ways = args.only or list(WAYS)
     for neighbour in NEIGHBOURS:
         rounds = []
         for _ in range(args.rounds):
-            rounds.append({way: apart(way, neighbour) for way in WAYS})
+            rounds.append({way: apart(way, neighbour) for way in ways})
             print(neighbour, {way: one["step_seconds"] for way, one in rounds[-1].items()}, flush=True)
-        for way in WAYS:
+        for way in ways:
             every = {name: [each[way][name] for each in rounds] for name in rounds[0][way]}
             found.append({"beside": neighbour, "way": way, **{name: median(values) for name, values in every.items()},
                           "by_round": every})  # fmt: skip
-    write_result(RESULT, "python -m benchmarks.neighbours", {"steps": STEPS, "videos": VIDEOS, "latent_frames": LONG,
-                 "rounds": args.rounds, "runs": found})  # fmt: skip
+    words = [f"--rounds {args.rounds}", *(f"--only '{way}'" for way in args.only or [])]
+    command = f"python -m benchmarks.neighbours {' '.join(words)}"
+    content = {"steps": STEPS, "videos": VIDEOS, "latent_frames": LONG, "rounds": args.rounds, "runs": found}
+    write_result(RESULT, command, content)
 
 
 if __name__ == "__main__":
