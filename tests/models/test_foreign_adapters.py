@@ -312,3 +312,12 @@ def test_only_layers_that_the_target_has_are_written() -> None:
     adapter_files.check_layers({"blocks.39.cross_attn.k_img": pair, "head.head": pair}, "x")
     with pytest.raises(UserError, match=r"2 layers are no linear layers of a Wan: lora_unet_x, blocks\.0\.norm3"):
         adapter_files.check_layers({"lora_unet_x": pair, "blocks.0.norm3": pair, "blocks.1.ffn.0": pair}, "x")
+
+
+def test_no_checkpoint_is_written_whose_numbers_are_not_finite(tmp_path: Path) -> None:
+    _, adapter = trained()
+    torch.save(network().state_dict(), tmp_path / "x.pt")
+    huge = {layer: Pair(pair.a * 1e30, torch.ones_like(pair.b) * 1e30, 1.0) for layer, pair in adapter.items()}
+    with pytest.raises(UserError, match="would no longer be finite in float32"):
+        adapter_files.write_merged(recognise(tmp_path / "x.pt"), huge, tmp_path / "merged.pt")
+    assert not (tmp_path / "merged.pt").exists()

@@ -114,6 +114,9 @@ def write_merged(layout: Layout, adapter: Adapter, path: Path, dtype: torch.dtyp
             if name in matrices and (pair := adapter.get(name.removesuffix(".weight"))):
                 exact = value.float() + pair.delta
                 value = exact.to(kept)
+                if not bool(value.float().isfinite().all()):
+                    raise UserError(f"{path}: {name} would no longer be finite in {str(kept).removeprefix('torch.')}; "
+                                    "the adapter is broken, or --dtype too small")  # fmt: skip
                 change += pair.delta.square().sum().item()
                 error += (exact - value.float()).square().sum().item()
             merged[layout.names[name]] = value.to(kept)
