@@ -45,6 +45,12 @@ def wan() -> WanGenerator:
     return tiny_wan()
 
 
+@pytest.fixture(autouse=True)
+def heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test silences (as one of several processes) is silent in that test alone."""
+    monkeypatch.setattr("astrolabe.runtime.progress._silent", False)
+
+
 class WordEncoder:
     """Embeddings that belong to the prompt alone (``models.wan.generator.TextEncoder``)."""
 

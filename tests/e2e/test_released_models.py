@@ -469,7 +469,7 @@ def test_a_video_that_was_stopped_plays_as_far_as_it_came(files: Path, tmp_path:
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "plays as far as it came" in error
     assert frames_in(part) > 16 and not (out / "0000.mp4").exists()
-    assert (out / "videos.jsonl").read_text() == ""
+    assert not (out / "videos.jsonl").exists()  # it lists what is whole
     (tmp_path / "killed.mp4").write_bytes(killed)
     shown: list[Any] = []
     with av.open(str(tmp_path / "killed.mp4")) as video, suppress(av.FFmpegError):  # its last packet is cut in two

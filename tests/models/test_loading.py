@@ -218,7 +218,7 @@ KINDS: dict[str, tuple[bytes, str]] = {
     "git-lfs": (LFS, r"a git-lfs pointer to a file of 5,676 bytes.*git lfs pull"),
     "git-annex": (b"/annex/objects/SHA256E-s5--0.pt\n", "git annex get"),
     "page": (b"\n<!DOCTYPE HTML><html><title>Sign in</title>", r"a web page \('Sign in'\).*log in"),
-    "page without a type": (b"<html><head></head>", "a web page, not a checkpoint"),
+    "page without a type": (b"<html><head></head>", "a web page, not the file itself"),
     "error in XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", "a web page"),
     "error in JSON": (b'{"error":"Repository not found"}', r"JSON text.*Repository not found"),
     "JSON that looks like a header": (b'{"data":{"error": "Invalid credentials"}}', r"JSON text.*Invalid credentials"),
