@@ -77,9 +77,10 @@ def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
         summary_writer()
     if not folder.steps:
         check_init(cfg)
+    count = process_count(cfg)  # asks how many threads there are, so it comes before there is one
     with (
         one_thread(cfg.light or cfg.processes != "auto"),
-        processes(process_count(cfg), follow, cfg) as world,
+        processes(count, follow, cfg) as world,
         assembled(cfg, prompts, algorithm, world) as trainer,
     ):
         check_disk(cfg, trainer.generator.transformer.config, folder)

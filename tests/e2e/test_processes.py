@@ -23,6 +23,7 @@ from astrolabe.recipes.shapes import shapes_grpo, shapes_tiny
 from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runs.folder import RunFolder
+from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
 from astrolabe.training import train
@@ -193,6 +194,26 @@ def test_what_torchrun_starts_several_times_over_is_refused_by_all_and_said_by_o
     assert stopped.value.code == 2 and capsys.readouterr() == ("", "") and not (tmp_path / "run").exists()
     monkeypatch.setenv("RANK", "one")
     assert "RANK=one, WORLD_SIZE=2" in fails(words, capsys)
+
+
+def test_where_nobody_says_there_is_a_process_for_every_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def started(size: int, *_: object) -> None:
+        sizes.append(size)
+        raise UserError("enough is known")
+
+    monkeypatch.setattr("astrolabe.training.processes", started)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with pytest.raises(UserError, match="enough is known"):
+                train(shapes_tiny(), tmp_path / "run")
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert sizes == [1, 2]
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two", "1.5", ""])
