@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -161,6 +162,18 @@ def test_a_pull_and_a_trajectory_are_counted() -> None:
     clip, levels = 4 * 6 * 16 * 8 * 8, 4
     way = 2 * levels * (2 + 4) * clip  # inputs and predictions, as two candidates are made and as all four are kept
     assert make_plan(grpo, CPU).phases["rollout"].bytes == make_plan(plain, CPU).phases["rollout"].bytes + way
+
+
+def test_a_play_leaves_nothing_for_the_garbage_collector() -> None:
+    stage = GPU.stage(cfg := override(self_forcing(), SMALL), 1)
+    before = stage.ledger.live
+    gc.disable()
+    try:
+        for play in (play_optimizer, play_history, play_rollout, play_update):
+            GPU._play(play, cfg, 1)
+            assert stage.ledger.live == before, play.__name__
+    finally:
+        gc.enable()
 
 
 def test_a_window_far_along_takes_no_more_than_one_that_is_near() -> None:

@@ -271,6 +271,7 @@ def play_update(stage: Stage, cfg: TrainConfig) -> PartCosts:
         parts["text"] = replace(parts["text"], work=parts["text"].work + (ledger.work - done))
         parts["anchored"] = PartCost(work=pulled)
         left_out = losses - (done - began)
+        shown.let_go(forward)
         del forward, text, part, total, shown
     parts["update"] = replace(parts["update"], work=parts["update"].work + left_out)
     for tensor in policies.trainable().values():
@@ -314,6 +315,12 @@ class Shown:
         self.runs.append(self.stage.ledger.work - self._ended)
         self.pulls.append(self._pull)
         self._ended, self._pull = self.stage.ledger.work, NOTHING
+
+    def let_go(self, forward: Forward) -> None:
+        """Give the forward its own parts back. The two would hold each other, and with them all of the update's
+        memory, until Python happens to look for such rings, in a later play."""
+        forward.generator = self.stage.generator
+        del forward.reference
 
     def all(self) -> tuple[Work, Work]:
         """The work of all runs, and of that what anchored samples alone need."""
