@@ -1,4 +1,4 @@
-"""LoRA slots: several adapters on one frozen base, float32 whatever the base computes in.
+"""LoRA slots: several adapters on one frozen base, kept in float32 and computed in what the base computes in.
 
 A base may have a frozen adapter of its own already (``freeze_onto``): it belongs to the base and acts always.
 """
@@ -11,8 +11,10 @@ from contextlib import contextmanager
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from astrolabe.models.adapters import Adapter, fits
 from astrolabe.models.wan.config import WanConfig
@@ -21,6 +23,34 @@ from astrolabe.runtime.errors import UserError
 # Every linear layer of every block (method: policies); embeddings and head stay as they are.
 TARGETS = r"blocks\.\d+\.(self_attn|cross_attn)\.(q|k|v|o)|blocks\.\d+\.ffn\.(0|2)"
 FROZEN = "frozen"  # what the names of adapters that belong to the base begin with
+
+
+class AdaptedLinear(PeftLinear):
+    """peft's layer, names and all, with a forward of our own: ``base(x) + sum of scale x A' B'`` over the adapters that
+    act.
+
+    Products are taken in the dtype of the base, as a GPU's tensor cores do, with sums in float32 inside them; A and B
+    stay in float32, and so do their gradients. Learner, behavior and sampler compute alike.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of ``x`` [..., in]: [..., out]."""
+        kind, base = x.device.type, self.get_base_layer()
+        x = x.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else base.weight.dtype)
+        out = base(x)
+        for name in () if self.disable_adapters else self.active_adapters:
+            a, b = (matrices[name].weight.to(x.dtype) for matrices in (self.lora_A, self.lora_B))
+            low = functional.linear(x.flatten(0, -2), a)
+            out = torch.addmm(out.flatten(0, -2), low, b.t(), alpha=self.scaling[name]).view(out.shape)
+        return out
+
+
+def adapt(base: nn.Module, config: LoraConfig, name: str) -> None:
+    """Give the layers of ``base`` that ``config`` names an adapter ``name``."""
+    with quiet():
+        inject_adapter_in_model(config, base, name)
+    for layer in lora_layers(base).values():
+        layer.__class__ = AdaptedLinear
 
 
 def lora_parameters(config: WanConfig, rank: int) -> int:
@@ -41,8 +71,7 @@ def freeze_onto(base: nn.Module, adapter: Adapter, source: str) -> None:
     ranks = {layer: pair.a.shape[0] for layer, pair in adapter.items()}
     alphas = {layer: pair.scale * pair.a.shape[0] for layer, pair in adapter.items()}
     config = LoraConfig(target_modules=list(adapter), rank_pattern=ranks, alpha_pattern=alphas)
-    with quiet():
-        inject_adapter_in_model(config, base, own)
+    adapt(base, config, own)
     with torch.no_grad():
         for name, layer in lora_layers(base).items():
             if name in adapter:
@@ -83,9 +112,8 @@ class LoraSlots:
     def __init__(self, base: nn.Module, names: Sequence[str], rank: int, alpha: float, generator: torch.Generator):
         self.names = tuple(names)
         base.requires_grad_(False)
-        with quiet():
-            for name in names:
-                inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), base, name)
+        for name in names:
+            adapt(base, LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), name)
         self.layers = {key: layer for key, layer in lora_layers(base).items() if self.names[0] in layer.lora_A}
         with torch.no_grad():
             for layer in self.layers.values():
