@@ -17,7 +17,7 @@ demo: $(VENV)/.installed ## align the embedded model on this machine and write a
 test: $(VENV)/.installed-dev lint ## style, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-shapes: $(VENV)/.installed ## train the embedded shapes model again, from nothing
+shapes: $(VENV)/.installed ## train the next embedded models from nothing, into build/shapes (two hours)
 	$(BIN)/python -m astrolabe.pretrain
 
 evidence: $(VENV)/.installed ## measure again what the README claims

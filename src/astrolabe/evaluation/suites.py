@@ -16,8 +16,8 @@ from astrolabe.shapes.oracles import judge
 from astrolabe.shapes.world import Scene
 
 ATTRIBUTES = ("colour", "shape", "motion")
-QUALITY = ("cleanliness", "smoothness", "flicker", "motion_energy")
-MEASURES = ("joint", *ATTRIBUTES, *QUALITY)
+QUALITY = ("vividness", "cleanliness", "smoothness", "flicker", "motion_energy")
+MEASURES = ("joint", "right", "made", *ATTRIBUTES, *QUALITY)
 LOWER_IS_BETTER = ("flicker",)
 
 

@@ -8,6 +8,8 @@ its rows are prompts, and rows [i * G, (i + 1) * G) of the candidates belong to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,12 +21,13 @@ from astrolabe.models.wan.config import StreamConfig
 
 
 def seen(
-    stream: StreamConfig, history: RollingCache | None, layer: int, first: int, end: int, keys: Tensor, values: Tensor
-) -> list[KeyPart]:
+    stream: StreamConfig, history: RollingCache | None, layer: int, first: int, end: int,
+    keys: Sequence[Tensor], values: Sequence[Tensor],
+) -> list[KeyPart]:  # fmt: skip
     """What the chunk [first, end) of the clips sees of the history and of the clips before it.
 
-    Frames of the clip count from 0; ``keys`` and ``values`` [b * G, frames, tokens, heads, head_dim] are those of the
-    clips.
+    Frames of the clip count from 0; ``keys`` and ``values`` [b * G, tokens, heads, head_dim] are those of the clips,
+    frame by frame: the gradient of a slice of all frames would be as large as all frames, for every chunk.
     """
     before, skipped = (history.frames, history.skipped) if history else (0, 0)
     sink, recent = visible(before + first, before + end, stream.window_frames, stream.sink_frames)
@@ -33,10 +36,8 @@ def seen(
     for frames, shift in ((sink, moved), (recent, 0)):
         if history:
             parts += history.parts(layer, range(frames.start, min(frames.stop, before)), shift)
-        own = slice(max(frames.start, before) - before, frames.stop - before)
-        if own.start < own.stop:
-            key = keys[:, own].flatten(1, 2)
-            parts.append(KeyPart(rope.shift(key, shift) if shift else key, values[:, own].flatten(1, 2)))
+        for own in range(max(frames.start, before) - before, frames.stop - before):
+            parts.append(KeyPart(rope.shift(keys[own], shift) if shift else keys[own], values[own]))
     return parts
 
 
@@ -70,7 +71,8 @@ class CandidateCache:
         with torch.no_grad():
             for buffer, chunk in ((self.keys[layer], key), (self.values[layer], value)):
                 buffer[:, first:end] = chunk.unflatten(1, (-1, tokens))
-        past = seen(self.history.stream, self.history, layer, first, end, self.keys[layer], self.values[layer])
+        keys, values = self.keys[layer].unbind(1), self.values[layer].unbind(1)
+        past = seen(self.history.stream, self.history, layer, first, end, keys, values)
         return attend(query, [*past, KeyPart(key, value)])
 
 
@@ -87,8 +89,8 @@ class ClipContext:
     ):  # fmt: skip
         self.stream, self.frames, self.history, self.clean = stream, frames, history, clean
         self.chunks = stream.chunks(frames)[run]
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.keys: list[tuple[Tensor, ...]] = []  # of every layer, frame by frame
+        self.values: list[tuple[Tensor, ...]] = []
 
     @property
     def position(self) -> int:
@@ -104,11 +106,13 @@ class ClipContext:
         start, stop = self.chunks[0][0], self.chunks[-1][1]
         query, key, value = (x.unflatten(1, (stop - start, -1)) for x in (query, key, value))
         if self.clean is None:
-            self.keys.append(key)
-            self.values.append(value)
+            self.keys.append(key.unbind(1))
+            self.values.append(value.unbind(1))
         source, outputs = self.clean or self, []
-        for first, end in self.chunks:
+        chunks = (x.split(self.stream.chunk_frames, 1) for x in (query, key, value))
+        for (first, end), own, chunk_key, chunk_value in zip(self.chunks, *chunks, strict=True):
             past = seen(self.stream, self.history, layer, first, end, source.keys[layer], source.values[layer])
-            own, chunk_key, chunk_value = (x[:, first - start : end - start].flatten(1, 2) for x in (query, key, value))
-            outputs.append(attend(own, [*past, KeyPart(chunk_key, chunk_value)]))
+            outputs.append(
+                attend(own.flatten(1, 2), [*past, KeyPart(chunk_key.flatten(1, 2), chunk_value.flatten(1, 2))])
+            )
         return torch.cat(outputs, 1)

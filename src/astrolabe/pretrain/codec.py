@@ -11,17 +11,22 @@ from torch.nn import functional
 from astrolabe.pretrain.progress import stage_bar
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.settings import CANVAS
-from astrolabe.shapes.world import ALL_SCENES, render
+from astrolabe.shapes.world import ALL_SCENES, GOOD, WIDE, render
 
 _PHASES = 160  # frames: first frames are drawn from 0 .. _PHASES - 1, time enough to wrap around the canvas
 
 
 def random_videos(count: int, frames: int, generator: torch.Generator) -> Tensor:
-    """Videos ``[count, frames, 3, 64, 64]`` of random scenes that start anywhere on the canvas, at any time."""
+    """Videos ``[count, frames, 3, 64, 64]`` of random scenes that start anywhere on the canvas, at any time; every
+    second one is made well, the others in any way."""
     picks = torch.randint(len(ALL_SCENES), (count,), generator=generator)
     begins = torch.randint(_PHASES, (count,), generator=generator)
     scenes = [ALL_SCENES[pick] for pick in picks.tolist()]
-    return render(scenes, frames, generator, first_frame=begins, jitter=CANVAS / 2)
+    halves = slice(0, count, 2), slice(1, count, 2)
+    video = torch.empty(count, frames, 3, CANVAS, CANVAS)
+    for half, looks in zip(halves, (GOOD, WIDE), strict=True):
+        video[half] = render(scenes[half], frames, generator, begins[half], jitter=CANVAS / 2, looks=looks)
+    return video
 
 
 def psnr(video: Tensor, target: Tensor) -> float:

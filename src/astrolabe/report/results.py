@@ -14,10 +14,13 @@ from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.errors import UserError
 
 MEANINGS = {
-    "joint": "share of videos with colour, shape and motion all as asked",
+    "joint": "share of videos that are right and well made",
+    "right": "share of videos with colour, shape and motion all as asked",
+    "made": "share of videos that are vivid, clean and smooth enough",
     "colour": "share of videos with the colour asked for",
     "shape": "share of videos with the shape asked for",
     "motion": "share of videos with the motion asked for",
+    "vividness": "contrast with the background; 1 is the colour's own",
     "cleanliness": "1 when nothing but the object is visible",
     "smoothness": "1 when the object moves without jitter",
     "flicker": "unexplained change from frame to frame",

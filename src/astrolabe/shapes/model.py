@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.checkpoint import load_tensors
@@ -31,8 +32,11 @@ def open_shapes_model(settings: ShapesSettings) -> WanGenerator:
     return model
 
 
-def build(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> WanGenerator:
-    """The generator of a flat dictionary with ``transformer.``, ``text_encoder.`` and ``codec.`` tensors.
+def build(
+    weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, stream: StreamConfig = STREAM
+) -> WanGenerator:
+    """The generator of a flat dictionary with ``transformer.``, ``text_encoder.`` and ``codec.`` tensors, which streams
+    as ``stream`` says.
 
     Weights are held in float32 whatever they were stored in; ``dtype`` is what the transformer computes in.
     """
@@ -42,7 +46,7 @@ def build(weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> 
         own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
         module.load_state_dict(own, strict=True)
         module.eval().requires_grad_(False)
-    return WanGenerator(transformer, STREAM, LATENT_SHAPE, text_encoder, codec, dtype)
+    return WanGenerator(transformer, stream, LATENT_SHAPE, text_encoder, codec, dtype)
 
 
 def load_shapes_model(dtype: torch.dtype = torch.float32, folder: Path = SHIPPED) -> WanGenerator:

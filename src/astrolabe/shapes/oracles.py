@@ -12,7 +12,7 @@ from torch import Tensor
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.settings import CANVAS, SHORTEST
 from astrolabe.shapes.tracking import Track, track
-from astrolabe.shapes.world import COLOURS, MOTIONS, PERIOD, RADII, SHAPES, Scene
+from astrolabe.shapes.world import BACKGROUND, COLOURS, MOTIONS, PERIOD, RADII, SHAPES, WOBBLE_PERIODS, Scene
 
 UNREADABLE = -1
 _FRAMES_AT_ONCE = 192
@@ -20,13 +20,20 @@ _WINDOW = 33  # frames, two periods; an object must do the same thing in every w
 _STRIDE = 16
 _MIN_PRESENCE = 0.93  # of the frames
 _MAX_JUNK = 0.25
-_MAX_COLOUR_DISTANCE = 0.3
-_MIN_OVERLAP = 0.8  # soft IoU; the codec alone keeps 0.87, and 98 of 100 videos above 0.81
+_MAX_COLOUR_DISTANCE = 0.2  # of unit contrasts: orange and yellow, the nearest two, are 0.3 apart
+_FAINT = 0.1  # a contrast below which there is no colour to speak of
+_MIN_OVERLAP = 0.75  # soft IoU
 _MIN_AGREEMENT = 0.65  # of the sampled frames must show the same colour, and the same shape
-_MAX_MOTION_ERROR = 0.8  # pixels; the codec alone keeps 0.23, and 98 of 100 videos below 0.67
+_MAX_MOTION_ERROR = 0.8  # pixels
 _PHASES = 32
+_SHAKEN = 20  # frames from which on a shake can be told from a motion
+_STEADY = 1.2  # pixels of jitter at which smoothness is 1 / e
+_CLEAN = 0.15  # colour distance outside the object at which cleanliness is 1 / e
 # the least and the greatest speed (pixels a frame), height and swing (pixels) that count as the motion
-_SPEED, _HEIGHT, _SWING = (0.25, 0.6), (6.0, 14.0), (1.4, 4.2)
+_SPEED, _HEIGHT, _SWING = (0.28, 0.6), (7.0, 14.0), (1.8, 4.2)
+
+
+WELL_MADE = {"vividness": 0.6, "cleanliness": 0.5, "smoothness": 0.6}  # the least of each
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,12 @@ class Readings:
     colour: Tensor  # [B], int64
     shape: Tensor  # [B], int64
     motion: Tensor  # [B], int64
-    colour_distance: Tensor  # [B, S, 8]: RGB distance to each colour, in each sampled frame
+    colour_distance: Tensor  # [B, S, 8]: of the contrast's direction from each colour's, in each sampled frame
     overlap: Tensor  # [B, S, 4]: soft IoU with each shape, in each sampled frame
     motion_error: Tensor  # [B, W, 7]: pixels between the path and each motion at its best, in each window
     presence: Tensor  # [B]: share of the frames with an object
-    cleanliness: Tensor  # [B] in [0, 1]: 1 when nothing is visible outside the object
+    vividness: Tensor  # [B], 0 or more: contrast with the background; 1 for the nearest colour's own
+    cleanliness: Tensor  # [B] in [0, 1]: 1 when nothing but the dark background is visible outside the object
     smoothness: Tensor  # [B] in [0, 1]: 1 when the object moves without jitter
     flicker: Tensor  # [B], 0 or more: unexplained change from frame to frame
     motion_energy: Tensor  # [B], 0 or more: mean absolute difference of neighbouring frames
@@ -67,10 +75,11 @@ def measure(video: Tensor) -> Readings:
 def judge(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
     """Scores ``[B]``, float32, of videos ``[B, T, 3, 64, 64]`` against the scenes that they should show.
 
-    ``colour``, ``shape``, ``motion`` and ``joint`` (all three) are 0 or 1. ``colour_fit``, ``shape_fit`` and
-    ``motion_fit`` are in [0, 1] and rise smoothly as a video comes near to, and passes, what the yes or no asks for:
-    the intended value fits well enough, and better than every other. ``cleanliness``, ``smoothness``, ``flicker`` and
-    ``motion_energy`` are as in :class:`Readings`. Errors as in :func:`measure`.
+    0 or 1: ``colour``, ``shape`` and ``motion``; ``right``, all three, which is what was asked for; ``made``, whether
+    it is made well (:data:`WELL_MADE`), which nobody asked for; and ``joint``, right and made. ``colour_fit``,
+    ``shape_fit`` and ``motion_fit`` are in [0, 1] and rise smoothly as a video comes near to, and passes, what the yes
+    or no asks for: the intended value fits well enough, and better than every other. ``vividness``, ``cleanliness``,
+    ``smoothness``, ``flicker`` and ``motion_energy`` are as in :class:`Readings`. Errors as in :func:`measure`.
     """
     if len(scenes) != len(video):
         raise UserError(f"{len(video)} videos came with {len(scenes)} scenes; give one scene a video")
@@ -84,11 +93,13 @@ def judge(video: Tensor, scenes: Sequence[Scene]) -> dict[str, Tensor]:
         "shape": readings.shape == shape,
         "motion": readings.motion == motion,
     }
-    scores["joint"] = scores["colour"] & scores["shape"] & scores["motion"]
+    scores["right"] = scores["colour"] & scores["shape"] & scores["motion"]
+    scores["made"] = torch.stack([getattr(readings, look) >= least for look, least in WELL_MADE.items()]).all(0)
+    scores["joint"] = scores["right"] & scores["made"]
     scores["colour_fit"] = _fit(-readings.colour_distance, colour, -_MAX_COLOUR_DISTANCE, 0.1) * readings.presence
     scores["shape_fit"] = _fit(readings.overlap, shape, _MIN_OVERLAP, 0.02) * readings.presence
     scores["motion_fit"] = _fit(-readings.motion_error, motion, -_MAX_MOTION_ERROR, 0.2) * readings.presence
-    for name in ("cleanliness", "smoothness", "flicker", "motion_energy"):
+    for name in ("vividness", "cleanliness", "smoothness", "flicker", "motion_energy"):
         scores[name] = getattr(readings, name)
     return {name: score.float() for name, score in scores.items()}
 
@@ -105,8 +116,12 @@ def _fit(values: Tensor, index: Tensor, worst: float, softness: float) -> Tensor
 
 def _read(seen: Track) -> Readings:
     """Turns what was tracked into readings."""
-    palette = seen.colours.new_tensor(list(COLOURS.values()))
-    colour_distance = (seen.colours[:, :, None] - palette).square().sum(-1).sqrt()
+    palette = seen.contrast.new_tensor(list(COLOURS.values())) - seen.contrast.new_tensor(BACKGROUND)
+    full = palette.norm(dim=-1)
+    # Its direction is the colour, however dim or hazy the video; its length is how vivid.
+    direction = seen.contrast / seen.contrast.norm(dim=-1, keepdim=True).clamp_min(_FAINT)
+    colour_distance = (direction[:, :, None] - palette / full[:, None]).norm(dim=-1)
+    nearest = colour_distance.mean(1).argmin(-1)
     motion_error = _motion_errors(seen.path, seen.radius)
     presence = seen.present.mean(1)
     readable = (presence >= _MIN_PRESENCE) & (seen.junk.mean(1) <= _MAX_JUNK)
@@ -120,7 +135,8 @@ def _read(seen: Track) -> Readings:
         overlap=seen.overlap,
         motion_error=motion_error,
         presence=presence,
-        cleanliness=torch.exp(-seen.haze.mean(1) / 0.05),
+        vividness=seen.contrast.norm(dim=-1).mean(1) / full[nearest],
+        cleanliness=torch.exp(-seen.haze.mean(1) / _CLEAN),
         smoothness=_smoothness(seen.path),
         flicker=seen.flicker,
         motion_energy=seen.motion_energy,
@@ -137,8 +153,8 @@ def _vote(scores: Tensor, readable: Tensor, worst: float) -> Tensor:
 def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     """Pixels (root mean square) between the path and each of MOTIONS in each window: ``[B, W, 7]``.
 
-    Every motion is fitted with any place, phase, and speed or height within its limits. ``path`` is ``[B, T, 2]``,
-    ``radius`` ``[B, T]``.
+    Every motion is fitted with any place, phase, and speed or height within its limits; the world's shake is left out,
+    which is a matter of how the video is made. ``path`` is ``[B, T, 2]``, ``radius`` ``[B, T]``.
     """
     frames = radius.shape[1]
     length = min(frames, _WINDOW)
@@ -146,14 +162,15 @@ def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     windows = (begins[:, None] + torch.arange(length)).to(path.device)
     # the size in pixels of an object of the usual size, so that a pulse counts alike for all
     size = radius / radius.mean(1, keepdim=True).clamp_min(1e-6) * (sum(RADII) / 2)
+    left_out = _left_out(length).to(path)
     observed = torch.cat((path, size[..., None]), dim=-1)[:, windows]  # [B, W, length, 3]
-    observed = observed - observed.mean(2, keepdim=True)
+    observed = observed - left_out @ (left_out.T @ observed)
     total = observed.square().mean(2).sum(-1)
     time = torch.arange(length, dtype=path.dtype, device=path.device)
     phases = torch.arange(_PHASES, dtype=path.dtype, device=path.device)[:, None] / _PHASES
-    line = time[None]
     hops = -(math.pi * (time / PERIOD + phases)).sin().abs()
     waves = (2 * math.pi * (time / PERIOD + phases)).sin()
+    line, hops, waves = (one - (one @ left_out) @ left_out.T for one in (time[None], hops, waves))
     x, y, size = observed.unbind(-1)
     slowest, fastest = _SPEED
     gains = {
@@ -168,22 +185,40 @@ def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     return torch.stack([(total - gains[motion]).clamp_min(0).sqrt() for motion in MOTIONS], dim=-1)
 
 
+def _left_out(length: int) -> Tensor:
+    """What a motion may add to any path: a place, and, if there are frames enough, a shake of the world's periods.
+    Orthonormal columns ``[length, k]``."""
+    time = torch.arange(length, dtype=torch.float64)
+    columns = [torch.ones_like(time)]
+    for period in WOBBLE_PERIODS if length >= _SHAKEN else ():
+        angle = 2 * math.pi / period * time
+        columns += [angle.cos(), angle.sin()]
+    return torch.linalg.qr(torch.stack(columns, 1)).Q
+
+
 def _gain(observed: Tensor, candidates: Tensor, least: float, most: float) -> Tensor:
     """By how much the best candidate, scaled by ``least`` to ``most``, lowers the mean square of ``observed``.
 
-    ``observed`` is ``[B, W, length]`` with mean zero, ``candidates`` ``[P, length]``; returns ``[B, W]``.
+    ``observed`` is ``[B, W, length]`` and ``candidates`` ``[P, length]``, both without what is left out; returns
+    ``[B, W]``.
     """
-    centred = candidates - candidates.mean(-1, keepdim=True)
-    product = observed @ centred.T / observed.shape[-1]
-    power = centred.square().mean(-1)
+    product = observed @ candidates.T / observed.shape[-1]
+    power = candidates.square().mean(-1)
     scale = (product / power.clamp_min(1e-9)).clamp(least, most)
     return (2 * scale * product - scale.square() * power).amax(-1)
 
 
 def _smoothness(path: Tensor) -> Tensor:
-    """``exp(-jitter / 0.5)`` with the jitter of the centre in pixels, from how second differences change.
+    """``exp(-jitter / 1.2)`` with the jitter of the centre in pixels, from how second differences change.
 
-    The median leaves out the sudden turns of a bounce; the divisor makes it the deviation of independent errors.
+    Over one frame and over two, whichever shows more: over two frames a shake of a few frames' period stands out from
+    the unsteadiness that any codec leaves. The median leaves out the sudden turns of a bounce; the divisor makes it the
+    deviation of independent errors.
     """
-    change = path.diff(dim=1, n=3).square().sum(-1).sqrt()
-    return torch.exp(-(change.median(dim=1).values / math.sqrt(20 * 2 * math.log(2))) / 0.5)
+    jitter = []
+    for lag in (1, 2):
+        change = path
+        for _ in range(3):
+            change = change[:, lag:] - change[:, :-lag]
+        jitter.append(change.square().sum(-1).sqrt().median(dim=1).values / math.sqrt(20 * 2 * math.log(2)))
+    return torch.exp(-torch.maximum(*jitter) / _STEADY)

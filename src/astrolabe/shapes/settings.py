@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from astrolabe.models.wan.config import StreamConfig, WanConfig
@@ -28,6 +29,30 @@ STREAM = StreamConfig(
     denoising_steps=(1000, 750, 500, 250),
 )
 LATENT_SHAPE = (LATENT_CHANNELS, CANVAS // PATCH, CANVAS // PATCH)
+LONGEST = 48  # latent frames of the videos that the next models are trained on: 189 video frames, 11.8 seconds
+ShapesName = Literal["shapes", "shapes-framewise", "shapes-2step"]
+_FRAMEWISE = StreamConfig(
+    chunk_frames=1,
+    window_frames=LONGEST,
+    sink_frames=0,
+    positions="absolute",
+    shift=5.0,
+    denoising_steps=(1000, 750, 500, 250),
+)
+# How the next models stream, which ``pretrain`` makes: as LongLive, as Causal-Forcing frame by frame, as
+# Causal-Forcing++ in two steps. ``STREAM`` is that of the model that ships.
+STREAMS: dict[ShapesName, StreamConfig] = {
+    "shapes": StreamConfig(
+        chunk_frames=3,
+        window_frames=12,
+        sink_frames=3,
+        positions="relative",
+        shift=5.0,
+        denoising_steps=(1000, 750, 500, 250),
+    ),
+    "shapes-framewise": _FRAMEWISE,
+    "shapes-2step": replace(_FRAMEWISE, denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250)),
+}
 CLIP_FRAMES = 12  # latent frames of a short clip: 45 video frames, 2.8 seconds
 HARD = ("bounce", "pulse", "cross")  # words of the scenes that the model gets wrong most
 

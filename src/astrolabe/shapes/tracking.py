@@ -13,7 +13,7 @@ from astrolabe.shapes.world import BACKGROUND, SHAPES, signed_distance
 
 SAMPLES = 12  # frames in which colour and shape are looked at
 CORE_PIXELS = 60  # the pixels farthest from the background, well inside any object
-_HAZE = 0.1  # how visible a pixel must be to count as part of an object
+_VISIBLE = 0.1  # how visible a pixel must be to count as part of an object
 _HALO = 3.0  # pixels around the object that count neither as object nor as background
 _REACH = 26.0  # pixels, more than any object extends from its centre
 _SMALLEST, _LARGEST = 4.0, 20.0  # radii in pixels outside which there is no object
@@ -23,12 +23,12 @@ _SMALLEST, _LARGEST = 4.0, 20.0  # radii in pixels outside which there is no obj
 class Track:
     """One object followed through B videos of T frames; S frames were sampled for colour and shape."""
 
-    colours: Tensor  # [B, S, 3]: mean RGB of the most object-like pixels
+    contrast: Tensor  # [B, S, 3]: mean RGB of the most object-like pixels, less that of the background
     overlap: Tensor  # [B, S, 4]: soft IoU with each of SHAPES at the object's own place and area
     path: Tensor  # [B, T, 2]: centre in pixels, unwrapped
     radius: Tensor  # [B, T]: of the circle of the same area, in pixels
     present: Tensor  # [B, T]: 1 where there is an object of a plausible and steady size, else 0
-    haze: Tensor  # [B, S]: mean colour distance from the background, outside the object and its halo
+    haze: Tensor  # [B, S]: mean colour distance from the world's background, outside the object and its halo
     junk: Tensor  # [B, S]: the share of all that is visible which lies outside the object and its halo
     flicker: Tensor  # [B]: change from frame to frame of the object's mean colour and of background pixels
     motion_energy: Tensor  # [B]: mean absolute difference of neighbouring frames
@@ -39,21 +39,23 @@ def track(video: Tensor) -> Track:
     frames = video.shape[1]
     picks = torch.linspace(0, frames - 1, min(SAMPLES, frames), device=video.device).round().long()
     sampled = video[:, picks]
-    background = video.new_tensor(BACKGROUND)
-    visible = (sampled - background[:, None, None]).square().sum(2).sqrt()
+    # An object covers a ninth of the canvas: the median pixel is the background, however hazy the video.
+    background = sampled.transpose(1, 2).flatten(2).median(-1).values
+    visible = (sampled - background[:, None, :, None, None]).square().sum(2).sqrt()
     colours, colour = _core_colours(sampled, visible)
     direction = colour - background
     direction = direction / direction.square().sum(-1, keepdim=True).clamp_min(1e-4)
     # for a rendered object this is exactly the coverage of each pixel
     likeness = torch.einsum("btcn,bc->btn", video.flatten(3), direction)
-    likeness = (likeness - (direction @ background)[:, None, None]).clamp_(0, 1)
-    mask = (likeness * (likeness > _HAZE)).unflatten(-1, (CANVAS, CANVAS))
+    likeness = (likeness - (direction * background).sum(-1)[:, None, None]).clamp_(0, 1)
+    mask = (likeness * (likeness > _VISIBLE)).unflatten(-1, (CANVAS, CANVAS))
     area = mask.sum((-1, -2))
     radius = (area / math.pi).sqrt()
     path = _path(mask)
-    overlap, haze, junk = _compare(mask[:, picks], path[:, picks], radius[:, picks], visible)
+    lifted = (sampled - video.new_tensor(BACKGROUND)[:, None, None]).square().sum(2).sqrt()
+    overlap, haze, junk = _compare(mask[:, picks], path[:, picks], radius[:, picks], visible, lifted)
     flicker, energy = _changes(video.flatten(3), likeness)
-    return Track(colours, overlap, path, radius, _present(radius), haze, junk, flicker, energy)
+    return Track(colours - background[:, None], overlap, path, radius, _present(radius), haze, junk, flicker, energy)
 
 
 def _core_colours(sampled: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,10 +91,12 @@ def _present(radius: Tensor) -> Tensor:
     return (plausible & (radius > 0.6 * usual) & (radius < 1.6 * usual)).to(radius.dtype)
 
 
-def _compare(mask: Tensor, centre: Tensor, radius: Tensor, visible: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(
+    mask: Tensor, centre: Tensor, radius: Tensor, visible: Tensor, lifted: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Overlap with every shape ``[B, S, 4]``, and haze and junk ``[B, S]`` around the most similar one."""
     batch, samples = radius.shape
-    mask, visible = mask.flatten(0, 1), visible.flatten(0, 1).flatten(1)
+    mask, visible, lifted = mask.flatten(0, 1), visible.flatten(0, 1).flatten(1), lifted.flatten(0, 1).flatten(1)
     area = mask.sum((-1, -2))
     overlap, outside = [], []
     for index in range(len(SHAPES)):
@@ -103,8 +107,8 @@ def _compare(mask: Tensor, centre: Tensor, radius: Tensor, visible: Tensor) -> t
         outside.append(distance.flatten(1) > _HALO)
     overlaps = torch.stack(overlap, dim=-1)
     around = torch.stack(outside, dim=1)[torch.arange(len(mask)), overlaps.argmax(-1)].to(visible.dtype)
-    haze = (visible * around).sum(-1) / around.sum(-1).clamp_min(1)
-    solid = (visible - _HAZE).clamp_min(0)
+    haze = (lifted * around).sum(-1) / around.sum(-1).clamp_min(1)
+    solid = (visible - _VISIBLE).clamp_min(0)
     junk = (solid * around).sum(-1) / solid.sum(-1).clamp_min(1e-6)
     return overlaps.unflatten(0, (batch, samples)), haze.view(batch, samples), junk.view(batch, samples)
 

@@ -1,13 +1,14 @@
 """The shapes world: one coloured shape that moves on a dark canvas, rendered exactly at any time.
 
-The canvas is a torus: what leaves on one side comes back on the other, so a video of any length is well defined.
+The canvas is a torus: what leaves on one side comes back on the other, so a video of any length is well defined. A
+*scene* is what a caption says of a video; its *looks*, how well it is made, no caption says.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import product
 
 import torch
@@ -35,6 +36,9 @@ PULSE_DEPTH = 0.25  # of the radius
 PERIOD = 16  # frames, of a bounce and of a pulse
 RADII = (9.0, 12.0)  # pixels: a shape of radius r has the area of a circle of radius r
 JITTER = 6.0  # pixels, of the first centre around the middle of the canvas
+GREY = 0.5  # what haze blends towards
+WOBBLE_PERIODS = (7.0, 5.0)  # frames, of the shake along x and along y
+WOBBLE_HEIGHT = 0.7  # of the shake along y, where that along x is 1
 
 _DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _CHUNK = 512  # frames rendered at once: small enough to stay in cache
@@ -81,6 +85,41 @@ class Start:
             y=centre + jitter * (2 * y - 1),
             radius=RADII[0] + (RADII[1] - RADII[0]) * size,
         )
+
+    def __getitem__(self, rows: slice | Tensor) -> Start:
+        """Those of some of the videos."""
+        return Start(self.x[rows], self.y[rows], self.radius[rows])
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How well B videos are made, which no caption says; ``[B]`` each. Flaws are one-sided or fixed in phase: what is
+    random in a video's noise alone would be averaged away by a model of few steps."""
+
+    vivid: Tensor  # contrast of the object with the background, of the named colour's own
+    haze: Tensor  # share of grey in every pixel; below 0 the opposite
+    vigour: Tensor  # of the speed, the height of bounces and the depth of pulses that are usual
+    wobble: Tensor  # pixels that the object shakes to either side
+
+    @classmethod
+    def draw(
+        cls, count: int, generator: torch.Generator, ranges: Mapping[str, tuple[float, float]] | None = None
+    ) -> Looks:
+        """Each uniform in its range, of :data:`MIXED` when none are given."""
+        low, high = torch.tensor([(ranges or MIXED)[field.name] for field in fields(cls)]).unbind(1)
+        return cls(*(low + (high - low) * torch.rand(count, len(low), generator=generator)).unbind(1))
+
+    def __getitem__(self, rows: slice | Tensor) -> Looks:
+        """Those of some of the videos."""
+        return Looks(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+# Of the videos that the models are trained on; of those that are made well; and all that the codec may meet, in which
+# the good ones lie well inside.
+MIXED = {"vivid": (0.4, 1.0), "haze": (0.0, 0.2), "vigour": (0.35, 1.25), "wobble": (0.0, 2.0)}
+GOOD = {"vivid": (0.85, 1.0), "haze": (0.0, 0.03), "vigour": (0.85, 1.15), "wobble": (0.0, 0.3)}
+PERFECT = {"vivid": (1.0, 1.0), "haze": (0.0, 0.0), "vigour": (1.0, 1.0), "wobble": (0.0, 0.0)}
+WIDE = {"vivid": (0.35, 1.1), "haze": (-0.06, 0.25), "vigour": (0.3, 1.4), "wobble": (0.0, 2.4)}
 
 
 def _circle(x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
@@ -137,25 +176,30 @@ def coverage(shape_index: int, centre: Tensor, radius: Tensor) -> Tensor:
     return signed_distance(shape_index, centre, radius).neg_().add_(0.5).clamp_(0, 1)
 
 
-def trajectory(motion: str, time: Tensor, start: Start) -> tuple[Tensor, Tensor]:
+def trajectory(motion: str, time: Tensor, start: Start, looks: Looks) -> tuple[Tensor, Tensor]:
     """Centre ``[B, T, 2]`` (not wrapped) and radius ``[B, T]`` in pixels at ``time`` ``[B, T]`` in frames."""
-    phase = time * (math.pi / PERIOD)
+    phase, vigour, wobble = time * (math.pi / PERIOD), looks.vigour[:, None], looks.wobble[:, None]
     dx, dy = _DIRECTIONS.get(motion, (0.0, 0.0))
-    x = start.x[:, None] + SPEED * dx * time
-    y = start.y[:, None] + SPEED * dy * time
+    shake_x, shake_y = ((time * (2 * math.pi / period)).sin() for period in WOBBLE_PERIODS)
+    x = start.x[:, None] + SPEED * dx * vigour * time + wobble * shake_x
+    y = start.y[:, None] + SPEED * dy * vigour * time + WOBBLE_HEIGHT * wobble * shake_y
     radius = start.radius[:, None].expand_as(time)
     if motion == "bounce":
-        y = y - BOUNCE_HEIGHT * phase.sin().abs()
+        y = y - BOUNCE_HEIGHT * vigour * phase.sin().abs()
     elif motion == "pulse":
-        radius = radius * (1 + PULSE_DEPTH * (2 * phase).sin())
+        radius = radius * (1 + PULSE_DEPTH * vigour * (2 * phase).sin())
     return torch.stack((x, y), dim=-1), radius
 
 
-def render_from(scenes: Sequence[Scene], start: Start, frames: int, first_frame: int | Tensor = 0) -> Tensor:
+def render_from(
+    scenes: Sequence[Scene], start: Start, frames: int, first_frame: int | Tensor = 0, looks: Looks | None = None
+) -> Tensor:
     """Videos ``[B, T, 3, CANVAS, CANVAS]``, float32 in [0, 1], of scenes whose frame 0 is ``start``.
 
-    ``first_frame`` is the time of the first rendered frame: one integer, or ``[B]`` of them.
+    ``first_frame`` is the time of the first rendered frame: one integer, or ``[B]`` of them. Without ``looks`` the
+    videos are made as well as can be (:data:`PERFECT`).
     """
+    looks = looks or Looks.draw(len(scenes), torch.Generator(), PERFECT)
     time = torch.as_tensor(first_frame).reshape(-1, 1) + torch.arange(frames)
     time = time.expand(len(scenes), frames).float()
     video = torch.empty(len(scenes), frames, 3, CANVAS, CANVAS)
@@ -163,20 +207,21 @@ def render_from(scenes: Sequence[Scene], start: Start, frames: int, first_frame:
     together = max(1, _CHUNK // frames)
     for row in range(0, len(scenes), together):
         rows = slice(row, row + together)
-        part = Start(start.x[rows], start.y[rows], start.radius[rows])
-        cover = _cover(scenes[rows], part, time[rows])
+        cover = _cover(scenes[rows], start[rows], time[rows], looks[rows])
+        vivid, haze = (look[rows].view(-1, 1, 1, 1, 1) for look in (looks.vivid, looks.haze))
         colour = torch.tensor([COLOURS[scene.colour] for scene in scenes[rows]])[:, None, :, None, None] - background
-        torch.addcmul(background, colour, cover[:, :, None], out=video[rows])
-    return video
+        torch.addcmul(
+            background + haze * (GREY - background), (1 - haze) * vivid * colour, cover[:, :, None], out=video[rows]
+        )
+    return video.clamp_(0, 1)
 
 
-def _cover(scenes: Sequence[Scene], start: Start, time: Tensor) -> Tensor:
+def _cover(scenes: Sequence[Scene], start: Start, time: Tensor, looks: Looks) -> Tensor:
     """Coverage ``[B, T, CANVAS, CANVAS]``, one call of :func:`coverage` for each shape that occurs."""
     centre, radius = torch.empty(*time.shape, 2), torch.empty(time.shape)
     for motion in {scene.motion for scene in scenes}:
         which = torch.tensor([scene.motion == motion for scene in scenes])
-        part = Start(start.x[which], start.y[which], start.radius[which])
-        centre[which], radius[which] = trajectory(motion, time[which], part)
+        centre[which], radius[which] = trajectory(motion, time[which], start[which], looks[which])
     cover = torch.empty(*time.shape, CANVAS, CANVAS)
     for index, shape in enumerate(SHAPES):
         which = torch.tensor([scene.shape == shape for scene in scenes])
@@ -192,12 +237,15 @@ def render(
     generator: torch.Generator,
     first_frame: int | Tensor = 0,
     jitter: float = JITTER,
+    looks: Mapping[str, tuple[float, float]] = PERFECT,
 ) -> Tensor:
-    """Videos ``[B, T, 3, CANVAS, CANVAS]``, float32 in [0, 1], with starts drawn from ``generator``.
+    """Videos ``[B, T, 3, CANVAS, CANVAS]``, float32 in [0, 1], with starts, and looks in ranges, drawn from
+    ``generator``.
 
-    The same generator state gives the same starts, hence two windows of the same videos. Raises a
-    :class:`UserError` when ``frames`` is not positive.
+    The same generator state gives the same videos, hence two windows of the same ones. Raises a :class:`UserError` when
+    ``frames`` is not positive.
     """
     if frames < 1:
         raise UserError(f"frames is {frames}, a video needs at least 1")
-    return render_from(scenes, Start.draw(len(scenes), generator, jitter), frames, first_frame)
+    start = Start.draw(len(scenes), generator, jitter)
+    return render_from(scenes, start, frames, first_frame, Looks.draw(len(scenes), generator, looks))
