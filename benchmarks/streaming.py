@@ -225,11 +225,11 @@ class OneMask(ClipContext):
         held = range(max(0, before - WINDOW), before)  # the mask leaves out what is not visible
         keys, values = [key], [value]
         if self.clean is None:
-            self.keys.append(key.unflatten(1, (-1, tokens)))
-            self.values.append(value.unflatten(1, (-1, tokens)))
+            self.keys.append(key.unflatten(1, (-1, tokens)).unbind(1))
+            self.values.append(value.unflatten(1, (-1, tokens)).unbind(1))
         else:
-            keys.insert(0, self.clean.keys[layer].flatten(1, 2))
-            values.insert(0, self.clean.values[layer].flatten(1, 2))
+            keys.insert(0, torch.cat(self.clean.keys[layer], 1))
+            values.insert(0, torch.cat(self.clean.values[layer], 1))
         filled = min(history.frames, history.slots) * tokens
         keys.insert(0, history.keys[layer][:, :filled].expand(len(key), -1, -1, -1))
         values.insert(0, history.values[layer][:, :filled].expand(len(key), -1, -1, -1))

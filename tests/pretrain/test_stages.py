@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -177,8 +178,8 @@ def test_gates_tell_what_differs_within_prompts_from_what_differs_between_them()
 
 def test_a_card_says_which_gates_it_fails() -> None:
     fine = {"joint": 0.4, "within_prompts": 0.8, "mixed_scenes": 0.8, "over_undistilled": 0.1}
-    made = {"ground_truth": {"rendered": 1.0, "through_codec": 0.98}, "gates": card.GATES,
-            "models": {"shapes": {"gates": fine}}}  # fmt: skip
+    truth = {"rendered": 1.0, "through_codec": 0.98}
+    made: dict[str, Any] = {"ground_truth": truth, "gates": card.GATES, "models": {"shapes": {"gates": fine}}}
     assert card.failed(made) == []
     made["models"]["shapes"]["gates"] = fine | {"joint": 0.2, "mixed_scenes": float("nan")}
     made["ground_truth"] = {"rendered": 0.99, "through_codec": 0.9}
