@@ -46,7 +46,9 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     summary = summarise(result, time.monotonic() - began)
     write_json(folder.path / "summary.json", summary)
     show(result)
-    low, high = summary["ci95"]
+    (low, high), videos = summary["ci95"], summary["videos"]
+    before, after = (round(summary[who] * videos) for who in ("base", "aligned"))
+    print(f"of {videos} videos, {before} were right and well made before, and {after} after")
     print(f"joint oracle: {summary['base']:.3f} -> {summary['aligned']:.3f}  "
           f"({summary['difference']:+.3f}, 95 % interval {low:+.3f} .. {high:+.3f}) in {summary['seconds']:.0f} s\n"
           f"look at  {page}\nnumbers  {folder.path / 'summary.json'}")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from astrolabe.assembly import process_count_for
+from astrolabe.evaluation.decomposition import decomposition
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
 from astrolabe.experiment import TrainConfig
@@ -77,6 +78,7 @@ def evaluate(
         "videos": len(suite),
         "frames": suite.frames,
         "measures": {m: asdict(compare(base.scores[m], aligned.scores[m])) for m in MEASURES},
+        "decomposition": decomposition(base.scores, aligned.scores),
     }
     tensors = {"base": to_frames(base.videos), "aligned": to_frames(aligned.videos)}
     if far:
@@ -138,11 +140,12 @@ def both(
 
 
 def summarise(result: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The one-page answer: did the joint oracle rise, and what did it cost."""
-    joint = result["measures"]["joint"]
-    quality = {name: values for name, values in result["measures"].items() if name != "joint"}
+    """The one-page answer: did the joint oracle rise, by what, and what did it cost."""
+    quality = dict(result["measures"])
+    joint, right, made = (quality.pop(name) for name in ("joint", "right", "made"))
     return {"metric": "joint", **joint, "seconds": round(seconds, 1), "videos": result["videos"],
-            "seeds": result["seeds"], "split": result["split"], "quality": quality}  # fmt: skip
+            "seeds": result["seeds"], "split": result["split"], "right": right, "made": made,
+            "decomposition": result["decomposition"], "quality": quality}  # fmt: skip
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
