@@ -17,22 +17,21 @@ demo: $(VENV)/.installed ## align the embedded model on this machine and write a
 test: $(VENV)/.installed-dev lint ## style, types and every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
-shapes: $(VENV)/.installed ## train the next embedded models from nothing, into build/shapes (two hours)
+shapes: $(VENV)/.installed ## train the embedded models again, from nothing (two hours)
 	$(BIN)/python -m astrolabe.pretrain
 
-evidence: $(VENV)/.installed ## measure again what the README claims
-	$(BIN)/python -m benchmarks.evidence
+evidence: $(VENV)/.installed ## what the README claims: three bases, three training seeds, random rewards (45 minutes)
+	$(BIN)/python -m benchmarks.evidence --only demo --seeds 0 1 2
+	$(BIN)/python -m benchmarks.evidence.page
 
 bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; plans against measurements (an hour)
 	$(BIN)/python -m benchmarks.streaming
 	$(BIN)/python -m benchmarks.plan
-	$(BIN)/python -m benchmarks.cells
 	$(BIN)/python -m benchmarks.plots
 
-ablations: $(VENV)/.installed-dev ## regularisers, rewards, losses, rivals, five seeds each (hours; goes on where it stopped)
-	$(BIN)/python -m benchmarks.ablations
-	$(BIN)/python -m benchmarks.rivals
-	$(BIN)/python -m benchmarks.ablation_page
+ablations: $(VENV)/.installed ## every claim of docs/evidence_plan.md (ten hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks.evidence
+	$(BIN)/python -m benchmarks.evidence.page
 
 bench: $(VENV)/.installed-dev ## speed and memory of generation, memory of loading
 	$(BIN)/python -m benchmarks.loading

@@ -75,7 +75,8 @@ def configurations() -> dict[str, tuple[TrainConfig, Any]]:
     )
     return {
         "embedded, the demo's recipe, every sample": (small, hollow),
-        "embedded, all candidates at once": (override(small, {"rollout.micro_batch": "12"}), hollow),
+        "embedded, all candidates at once": (
+            override(small, {"rollout.group_size": "12", "rollout.micro_batch": "12"}), hollow),
         "embedded, behind 48 frames, blocks run again": (
             override(far, {"optimizer.gradient_checkpointing": "true"}), hollow),
         "embedded, behind 48 frames, a chunk at a time": (override(far, {"optimizer.chunks": "1"}), hollow),

@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Parser(prog="python -m benchmarks.plots", description=__doc__).read(argv)
     streaming = json.loads((RESULTS / "streaming.json").read_text(encoding="utf-8"))
     plan = json.loads((RESULTS / "plan.json").read_text(encoding="utf-8"))
-    cells = json.loads((RESULTS / "cells.json").read_text(encoding="utf-8"))["cells"]
-    figure, ((along, wide), (ratio, phases), (savings, plans), (held, lift)) = plt.subplots(4, 2, figsize=(10, 14))
+    figure, ((along, wide), (ratio, phases), (savings, plans)) = plt.subplots(3, 2, figsize=(10, 10.5))
     for axes, key, title in (
         (along, "memory_vs_length", "peak of a step, MB, by the window's place (latent frames)"),
         (wide, "memory_vs_group", "peak of a step, MB, by G at one micro-batch"),
@@ -61,13 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     plans.set_title(f"memory planned (grey) and measured, MB; worst {plan['worst_error']:.0%}", fontsize=9)
     plans.set_xticks(list(place), [str(i + 1) for i in place])
     plans.spines[["top", "right"]].set_visible(False)
-    names = [cell.replace(" ", "\n") for cell in cells]
-    bars(held, names, [cell["peak_bytes"] / 1e6 for cell in cells.values()], [BLUE] * len(cells), "{:.0f}")
-    held.set_title("peak of a run, MB: what is trained, and through what", fontsize=9)
-    bars(lift, names, [cell["joint_lift"] for cell in cells.values()], [BLUE] * len(cells), "{:+.3f}")
-    for column, cell in enumerate(cells.values()):
-        lift.plot([column] * len(cell["joint_lift_by_seed"]), cell["joint_lift_by_seed"], "o", color=GREY, markersize=4)
-    lift.set_title("lift of the joint oracle after as many steps; dots: seeds", fontsize=9)
     figure.tight_layout()
     figure.savefig(OUT, metadata={"Date": None})
     print(OUT)

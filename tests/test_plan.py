@@ -93,7 +93,7 @@ def test_what_is_held_is_what_its_sizes_say() -> None:
     assert 2 * slot <= plan.held["optimizer"] < 2 * slot + 4096  # two moments, and a counter each
     history = CPU.part(play_history, cfg, cfg.window, 1)["stream"].kept
     text = 2 * 4 * WAN.num_layers * WAN.dim  # keys and values of a word
-    held = WAN.cache_bytes(1, 9, 16, 4)  # of one prompt: they are made one after another
+    held = WAN.cache_bytes(1, 12, 16, 4)  # sink and window of one prompt: they are made one after another
     assert held < history < held + 64 * text
     assert plan.frames == 2 * (4 * 6) * 3 * 64 * 64
     assert make_plan(override(cfg, {"rollout.micro_batch": "1"}), CPU).frames == plan.frames / 2

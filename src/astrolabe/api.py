@@ -32,10 +32,10 @@ __all__ = ["UserError", "config", "evaluate", "load", "stream", "train"]
 def load(model: str | Path = "shapes", adapter: str | Path | None = None, **settings: Any) -> WanGenerator:
     """A generator that is ready to stream, any adapter part of it.
 
-    ``model``: ``shapes``, the name of a released model, or a run: RUN, RUN@STEP, RUN@best, whose model acts as the run
-    learned. ``adapter``: another run, a PEFT folder or a LoRA file, in place of the run's own. ``settings`` are fields
-    of the model: ``device="cuda"``, ``window_frames=21``. A released model embeds prompts that are new by itself.
-    Raises UserError for what is absent or does not fit.
+    ``model``: an embedded model (``shapes``, ``shapes-framewise``, ``shapes-2step``), a released one's name, or a run
+    (RUN, RUN@STEP, RUN@best), whose model acts as the run learned. ``adapter``: another run, a PEFT folder or a LoRA
+    file, in place of the run's own. ``settings`` are fields of the model: ``device="cuda"``, ``window_frames=21``. A
+    released model embeds prompts that are new by itself. Raises UserError for what is absent or does not fit.
     """
     run = run_of(model)
     choice = ModelChoice(model=run.config().model if run else model_settings(str(model)))

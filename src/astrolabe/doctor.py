@@ -39,7 +39,7 @@ from astrolabe.runtime.device import check_device, default_dtype, memory, torch_
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.files import held, nearest_folder, size
 from astrolabe.runtime.tracking import summary_writer
-from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN, ShapesSettings
+from astrolabe.shapes.settings import WAN, ShapesSettings
 from astrolabe.shapes.text import TextEncoder
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors", "av")
@@ -81,13 +81,13 @@ def examine(cfg: TrainConfig | None, out: Path, untrusted: str = "") -> Iterator
         yield attempt("TensorBoard", lambda: summary_writer().__name__)
     if cfg.init and not RunFolder(out).steps:
         yield attempt("begins from", lambda: first_adapter(cfg))
-    stream, wan = STREAM, WAN
+    stream, wan = settings.stream, WAN
     if isinstance(settings, ShapesSettings) and prompts.well:
         yield attempt("prompt texts", lambda: words(cfg))
     if isinstance(settings, ReleasedSettings):
         files = Files(settings, download=False)
         plan = cache(lambda: plan_transformer(files.transformer(), files.containers))
-        stream, wan = settings.stream, released(settings.name).wan
+        wan = released(settings.name).wan
         transformer = attempt("transformer", lambda: str(plan()[0]), DOWNLOAD)
         yield transformer
         if transformer.well:
@@ -177,8 +177,7 @@ def room(cfg: TrainConfig, wan: WanConfig) -> Finding:
         check_device(settings.place)
         free, _ = memory(settings.place)
         dtype = torch_dtype(settings.dtype, settings.place)
-        shape = settings.latent_shape if isinstance(settings, ReleasedSettings) else LATENT_SHAPE
-        stream = settings.stream if isinstance(settings, ReleasedSettings) else STREAM
+        shape, stream = settings.latent_shape, settings.stream
     except UserError as error:
         return Finding("memory needed", False, str(error))
     before = cfg.window.length - cfg.window.frames

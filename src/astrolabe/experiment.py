@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from astrolabe.models.released import released
 from astrolabe.models.settings import ReleasedName, ReleasedSettings
@@ -35,7 +35,7 @@ from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.runtime.config import config, paths_in, setting
 from astrolabe.runtime.device import Dtype, check_device, default_dtype
 from astrolabe.runtime.errors import UserError
-from astrolabe.shapes.settings import SHORTEST, ShapesSettings
+from astrolabe.shapes.settings import SHORTEST, ShapesName, ShapesSettings
 
 ModelSettings = ShapesSettings | ReleasedSettings
 
@@ -57,8 +57,7 @@ class TrainConfig:
     )
     model: ShapesSettings | ReleasedSettings = setting("the generator that is aligned")
     prompts: str = setting(
-        "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world; `practice`: "
-        "those with what the embedded model finds hard, bounces, pulses and crosses",
+        "file with one prompt or one-line script a line; `train`: the training scenes of the shapes world",
         path=True,
     )
     init: str = setting(
@@ -201,8 +200,8 @@ def resolved(cfg: TrainConfig) -> TrainConfig:
 
 def model_settings(name: str) -> ModelSettings:
     """The settings of a model by its name; UserError with the nearest names for one that is unknown."""
-    if name == ShapesSettings().name:
-        return ShapesSettings()
+    if name in get_args(ShapesName):
+        return ShapesSettings(name=cast(ShapesName, name))
     return ReleasedSettings(name=cast(ReleasedName, released(name).name))
 
 

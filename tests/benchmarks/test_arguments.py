@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 
 from astrolabe.runtime.arguments import Parser, whole
 from astrolabe.runtime.errors import UserError
-from benchmarks.ablation_cells import CELLS
-from benchmarks.ablations import cells_named
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))
+SOURCES = sorted((ROOT / "benchmarks").rglob("*.py"))
+PROGRAMS = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES
             if "__main__" in path.read_text(encoding="utf-8")]  # fmt: skip
 PROGRAMS += ["astrolabe.pretrain.__main__", "tests.golden.replay"]
 
@@ -33,20 +32,24 @@ def refusal(program: str, *words: str) -> str:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_unknown_flag_is_refused(program: str) -> None:
-    needed = {"benchmarks.pictures": ["runs/demo"], "tests.golden.replay": [__file__]}.get(program, [])
-    assert "unknown argument '--seedz'" in refusal(program, *needed, "--seedz", "1")
+    needed = {"benchmarks.pictures": ["runs/demo"], "tests.golden.replay": [__file__], "benchmarks.power": ["recipe"]}
+    assert "unknown argument '--seedz'" in refusal(program, *needed.get(program, []), "--seedz", "1")
 
 
 @pytest.mark.parametrize(
     ("program", "words", "said"),
     [
-        ("benchmarks.ablations", ["--only", "positive"], "no cell is called 'positive'; did you mean r positive"),
-        ("benchmarks.ablations", ["--only", "d adaptive", "z"], "no cell is called 'z'"),
-        ("benchmarks.ablations", ["--seeds", "0", "0"], "each once"),
-        ("benchmarks.ablations", ["--seeds", "-1"], "at least 0"),
-        ("benchmarks.ablations", ["--workers", "0"], "at least 1"),
-        ("benchmarks.ablations", ["--see", "1"], "unknown argument '--see'; did you mean --seeds"),
-        ("benchmarks.cells", ["--steps", "0"], "at least 1"),
+        (
+            "benchmarks.evidence.__main__",
+            ["--only", "positive"],
+            "no cell is called 'positive'; did you mean f positive",
+        ),
+        ("benchmarks.evidence.__main__", ["--only", "d adaptive", "z"], "no cell is called 'z'"),
+        ("benchmarks.evidence.__main__", ["--seeds", "-1"], "-1: expected a whole number from 0 to 99"),
+        ("benchmarks.evidence.__main__", ["--workers", "0"], "at least 1"),
+        ("benchmarks.evidence.__main__", ["--tiny"], "name a --folder"),
+        ("benchmarks.evidence.__main__", ["--see", "1"], "unknown argument '--see'; did you mean --seeds"),
+        ("benchmarks.power", ["recipee"], "'recipee' is unknown; did you mean recipe"),
         ("benchmarks.generation", ["--size", "1.3"], "did you mean 1.3B?; there are: tiny, 1.3B, 14B"),
         (
             "benchmarks.generation",
@@ -60,7 +63,6 @@ def test_an_unknown_flag_is_refused(program: str) -> None:
         ("benchmarks.pictures", [], "required: run"),
         ("benchmarks.pictures", ["nowhere"], "nowhere is no run"),
         ("benchmarks.plan", ["--only", "99"], "99: expected a whole number from 0 to"),
-        ("benchmarks.rivals", ["positive"], "unknown argument 'positive'"),
         ("astrolabe.pretrain.__main__", ["--until", "techer"], "did you mean teacher"),
         ("astrolabe.pretrain.__main__", ["--seed", "one"], "'one': expected a whole number"),
         ("tests.golden.replay", [], "required: FILE"),
@@ -71,17 +73,11 @@ def test_what_could_not_be_measured_is_refused(program: str, words: list[str], s
     assert said in refusal(program, *words)
 
 
-def test_a_cell_is_named_by_its_name_or_its_first_letter() -> None:
-    for cell in CELLS:
-        assert cells_named(cell) == [cell]
-        assert cells_named(cell[0]) == [other for other in CELLS if other.startswith(cell[0])]
-
-
 def test_a_refusal_is_one_line_and_exit_code_2() -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks.rivals", "--one", "nft"], cwd=ROOT, capture_output=True,
+    done = subprocess.run([sys.executable, "-m", "benchmarks.power", "nft"], cwd=ROOT, capture_output=True,
                           text=True, env=os.environ | {"PYTHONPATH": "src"}, check=False)  # fmt: skip
     assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith("error: argument --one: 'nft' is unknown") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: argument cell: 'nft' is unknown") and done.stderr.count("\n") == 1
 
 
 @given(st.integers(-99, 99), st.integers(-99, 99), st.integers(0, 99), st.integers(1, 9))

@@ -154,7 +154,11 @@ def test_training_goes_on_as_if_no_worker_had_been_killed(tmp_path: Path) -> Non
     def config(folder: Path, lives: int, pool: PoolSettings) -> TrainConfig:
         folder.mkdir()
         rewards = (RewardSettings(name="motion_fit"), deadly(folder, lives))
-        return replace(shapes_tiny(), prompts="practice", rewards=rewards, pool=pool)
+        return replace(shapes_tiny(), prompts=str(prompts), rewards=rewards, pool=pool)
+
+    crosses = [caption(scene, 0) for scene in split("train") if scene.shape == "cross"]
+    prompts = tmp_path / "crosses.txt"
+    prompts.write_text("\n".join(crosses), encoding="utf-8")
 
     whole = config(tmp_path / "a", 1, PoolSettings())
     (tmp_path / "a" / "left").unlink()

@@ -12,11 +12,13 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+from astrolabe.evaluation.choice import RULE
+from astrolabe.evaluation.decomposition import CONDITIONS
 from astrolabe.evaluation.suites import MEASURES
 from astrolabe.recipes import RECIPES
 from astrolabe.report.figures import smooth, training_charts
 from astrolabe.report.page import write_report
-from astrolabe.report.results import long_reading, signed, table, verdict
+from astrolabe.report.results import long_reading, one_line, signed, table, verdict
 from astrolabe.runs.folder import ADAPTER, RunFolder
 from astrolabe.runtime.checkpoint import save_tensors
 from astrolabe.runtime.config import save_yaml
@@ -39,9 +41,18 @@ def comparison(base: float, difference: float, reach: float = 0.05) -> dict[str,
 
 def evaluation(long: bool = True) -> dict[str, Any]:
     measures = {name: comparison(0.6, 0.1) for name in MEASURES} | {"motion": comparison(0.9, -0.2)}
-    result: dict[str, Any] = {"split": "test", "seeds": [1, 2], "videos": 8, "frames": 3, "measures": measures}
+    shown = [
+        {"row": row, "noise": 0, "kind": kind, "prompt": prompt, "base": dict.fromkeys(CONDITIONS, kind == "broken"),
+         "aligned": dict.fromkeys(CONDITIONS, kind == "mended")}
+        for row, (kind, prompt) in enumerate([("mended", "a red circle bouncing"), ("broken", f"held out {SCRIPT}")])
+    ]  # fmt: skip
+    result: dict[str, Any] = {
+        "split": "test", "seeds": [1, 2], "videos": 10, "frames": 3, "measures": measures, "shown": shown,
+        "mended": 2, "broken": 1, "decomposition": {name: {"points": 0.02, "share": 0.2} for name in CONDITIONS},
+    }  # fmt: skip
     windows = [{name: comparison(0.6, 0.2 - 0.1 * window) for name in MEASURES} for window in range(4)]
-    return result | ({"long": {"frames": 6, "videos": 8, "seeds": [1, 2], "windows": windows}} if long else {})
+    return result | ({"long": {"frames": 6, "videos": 8, "seeds": [1, 2], "windows": windows,
+                               "prompts": [one["prompt"] for one in shown]}} if long else {})  # fmt: skip
 
 
 def make_run(path: Path) -> RunFolder:
@@ -69,8 +80,7 @@ def evaluate(folder: RunFolder, long: bool = True) -> RunFolder:
     tensors = {"base": videos(2), "aligned": videos(2)}
     if long:
         tensors |= {"long_base": videos(2, 21), "long_aligned": videos(2, 21)}
-    prompts = ["a red circle bouncing", f"held out {SCRIPT}"]
-    save_tensors(folder.path / "evaluation.safetensors", tensors, {"prompts": json.dumps(prompts)})
+    save_tensors(folder.path / "evaluation.safetensors", tensors, {})
     (folder.path / "evaluation.json").write_text(json.dumps(evaluation(long)), encoding="utf-8")
     return folder
 
@@ -136,10 +146,22 @@ def test_every_measure_appears_with_its_verdict(html: str, page: Page):
     for name in MEASURES:
         assert re.search(rf'<th scope="row">{name.replace("_", " ")}\b', html), name
     assert "60.0 %" in page.text and "70.0 %" in page.text and "+10.0" in page.text
+    assert page.text.count("+2.0") == len(CONDITIONS)
     verdicts = {row.name.replace(" ", "_"): row.verdict for row in table(evaluation())}
     odd = {"motion": "worse", "flicker": "worse", "motion_energy": "changed"}
     assert verdicts == dict.fromkeys(MEASURES, "better") | odd
     assert "lower is better" in page.text
+
+
+def test_the_page_opens_with_one_line_and_pairs_with_ticks_and_crosses(html: str, page: Page):
+    line = "Of 10 videos, 6 were right and well made before, and 7 after."
+    assert one_line(evaluation()) == line and line in " ".join(page.text.split())
+    first = html[html.index("<h1>") : html.index('class="lead"')]
+    pairs = first.split('<figure class="pair')[1:]
+    assert [pair.count("✓") for pair in pairs] == [pair.count("✗") for pair in pairs] == [len(CONDITIONS)] * 2
+    mended, broken = ([pair.split('class="tag')[side].count("✓") for side in (1, 2)] for pair in pairs)
+    assert (mended, broken) == ([0, len(CONDITIONS)], [len(CONDITIONS), 0])
+    assert RULE in " ".join(first.split()) and "2 videos were mended and 1 broken" in " ".join(first.split())
 
 
 def test_candidates_come_in_order_of_advantage(html: str, page: Page):

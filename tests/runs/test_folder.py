@@ -193,7 +193,7 @@ def test_words_of_the_programs_own_are_no_files_even_where_files_are_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("practice", "joint", "none"):
+    for name in ("train", "joint", "none"):
         (tmp_path / name).write_text("")
-    assert files_of(replace(CFG, prompts="practice")) == {}
+    assert files_of(replace(CFG, prompts="train")) == {}
     assert files_of(CFG) == {"prompts": "prompts.txt"}

@@ -31,8 +31,9 @@ def test_the_last_line_says_how_a_run_ended(tmp_path: Path) -> None:
 
 
 def test_what_changes_is_announced_with_what_it_means(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cosine = replace(CFG, optimizer=replace(CFG.optimizer, lr=5e-4))
     constant = replace(CFG, optimizer=replace(CFG.optimizer, schedule="constant", warmup=0))
-    for base, said in ((constant, False), (CFG, True)):
+    for base, said in ((constant, False), (cosine, True)):
         run = begun(tmp_path / f"run{said}", base, done=2)
         cfg = replace(with_micro_batch(base, 1), steps=8, sample_every=3)
         announce(run, run.examine(cfg), cfg)

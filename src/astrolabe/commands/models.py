@@ -6,7 +6,8 @@ import textwrap
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 
-from astrolabe.models.released import table
+from astrolabe.models.released import streaming, table
+from astrolabe.shapes.settings import STREAMS
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -15,7 +16,11 @@ def arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace, rest: Sequence[str]) -> None:
     """A few lines a model."""
-    for row in table():
+    embedded = [
+        {"name": name, "files": "embedded in the package", **streaming(stream), "note": "moving shapes, 64x64"}
+        for name, stream in STREAMS.items()
+    ]
+    for row in [*embedded, *table()]:
         print(f"{row.pop('name')}")
         for name, value in row.items():
             if value:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from astrolabe.assembly import process_count_for
+from astrolabe.evaluation.choice import Choice, choose, outcomes
 from astrolabe.evaluation.decomposition import decomposition
 from astrolabe.evaluation.statistics import compare
 from astrolabe.evaluation.suites import MEASURES, Measured, Suite, run_suite
@@ -29,13 +30,25 @@ from astrolabe.runtime.processes import processes as several
 from astrolabe.runtime.progress import progress
 from astrolabe.runtime.world import ALONE, World
 from astrolabe.shapes.settings import SHORTEST, ShapesSettings
-from astrolabe.types import to_frames
+from astrolabe.types import Frames
 
 SEEDS = (1001, 1002, 1003, 1004, 1005, 1006)
 LONG_SEEDS = (2001, 2002)
 LONG = 2  # long videos are this many clips long
 LONG_WINDOWS = 4
-KEPT = 12  # prompts whose videos are kept for the report
+LONG_PAIRS = 3  # prompts whose long videos are kept for the report
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Base and aligned on clips; the clips that are shown, and their videos by the name they are saved under; both on
+    long videos, where there are any."""
+
+    base: Measured
+    aligned: Measured
+    shown: list[Choice]
+    videos: dict[str, Frames]
+    long: tuple[Measured, Measured] | None = None
 
 
 def evaluate(
@@ -70,7 +83,9 @@ def evaluate(
         one_thread(cfg.light),
         several(count, follow, adapter, suite, far, batch) as world,
     ):
-        (base, aligned), *apart = compared(world, adapter, suite, far, batch)
+        found = compared(world, adapter, suite, far, batch)
+    base, aligned = found.base, found.aligned
+    changes = outcomes(base.scores, aligned.scores)
     result: dict[str, Any] = {
         "split": split,
         "adapter": str(adapter),
@@ -79,24 +94,26 @@ def evaluate(
         "frames": suite.frames,
         "measures": {m: asdict(compare(base.scores[m], aligned.scores[m])) for m in MEASURES},
         "decomposition": decomposition(base.scores, aligned.scores),
+        "mended": int((changes > 0).sum()),
+        "broken": int((changes < 0).sum()),
+        "shown": [asdict(one) | {"prompt": suite.prompts(seeds[one.noise])[one.row]} for one in found.shown],
     }
-    tensors = {"base": to_frames(base.videos), "aligned": to_frames(aligned.videos)}
-    if far:
-        far_base, far_aligned = apart[0]
+    if far and found.long:
+        before, after = found.long
         result["long"] = {
             "frames": far.frames,
             "videos": len(far),
-            "seeds": list(LONG_SEEDS),
+            "seeds": list(far.seeds),
+            "prompts": [far.prompts(far.seeds[0])[row] for row in long_rows(far)],
             "windows": [
-                {m: asdict(compare(far_base.windows[m][w], far_aligned.windows[m][w])) for m in MEASURES}
+                {m: asdict(compare(before.windows[m][w], after.windows[m][w])) for m in MEASURES}
                 for w in range(LONG_WINDOWS)
             ],
         }
-        tensors |= {"long_base": to_frames(far_base.videos), "long_aligned": to_frames(far_aligned.videos)}
     result["seconds"] = time.monotonic() - began
     name = "-".join(["evaluation", *([split] if split != "test" else []), *([adapter.name] if adapter.name else [])])
     with claimed(folder.path):
-        save_tensors(folder.path / f"{name}.safetensors", tensors, {"prompts": json.dumps(base.kept_prompts)})
+        save_tensors(folder.path / f"{name}.safetensors", found.videos, {})
         write_json(folder.path / f"{name}.json", result)
     return result
 
@@ -112,13 +129,20 @@ def suites_of(cfg: TrainConfig, split: str, seeds: tuple[int, ...], long: bool) 
     return suite, Suite(split, LONG_SEEDS, LONG * cfg.window.frames) if long else None
 
 
-def compared(
-    world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, batch: int
-) -> list[tuple[Measured, Measured]]:
+def compared(world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, batch: int) -> Compared:
     """Both suites, or the one there is, by all processes of a world."""
     _, generator, policies = open_run(adapter)
-    found = [both(generator, policies, suite, batch, world=world)]
-    return found + ([both(generator, policies, far, batch, LONG_WINDOWS, world)] if far else [])
+    base, aligned = both(generator, policies, suite, batch, world=world)
+    shown = choose(base.scores, aligned.scores, suite.scenes)
+    places = [(choice.row, choice.noise) for choice in shown]
+    videos = {"base": base.videos(places), "aligned": aligned.videos(places)}
+    if far is None:
+        return Compared(base, aligned, shown, videos)
+    long = both(generator, policies, far, batch, LONG_WINDOWS, world, keep=long_rows(far))
+    places = [(row, 0) for row in long_rows(far)]
+    for name, one in zip(("long_base", "long_aligned"), long, strict=True):
+        videos[name] = one.videos(places)
+    return Compared(base, aligned, shown, videos, long)
 
 
 def follow(world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, batch: int) -> None:
@@ -126,16 +150,22 @@ def follow(world: World, adapter: RunAdapter, suite: Suite, far: Suite | None, b
     compared(world, adapter, suite, far, batch)
 
 
+def long_rows(far: Suite) -> range:
+    """The scenes whose long videos are shown: evenly spaced."""
+    return range(0, len(far.scenes), max(len(far.scenes) // LONG_PAIRS, 1))[:LONG_PAIRS]
+
+
 def both(
-    generator: Generator, policies: Policies, suite: Suite, batch: int, windows: int = 1, world: World = ALONE
-) -> tuple[Measured, Measured]:
-    """The suite under the bare base and under the learner."""
-    keep = range(0, len(suite.scenes), max(len(suite.scenes) // KEPT, 1))[:KEPT]
+    generator: Generator, policies: Policies, suite: Suite, batch: int, windows: int = 1, world: World = ALONE,
+    keep: range | None = None,
+) -> tuple[Measured, Measured]:  # fmt: skip
+    """The suite under the bare base and under the learner; all videos are kept, or those of some scenes."""
     measured = []
     for name, slot in (("base", None), ("aligned", "learner")):
         what = f"evaluating {name}, {suite.frames} latent frames"
         with progress(what, len(suite), "videos") as task, policies.using(slot), torch.no_grad():
-            measured.append(run_suite(generator, suite, keep, batch, windows, task.advance, world))
+            rows = range(len(suite.scenes)) if keep is None else keep
+            measured.append(run_suite(generator, suite, rows, batch, windows, task.advance, world))
     return measured[0], measured[1]
 
 

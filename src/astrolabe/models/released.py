@@ -120,22 +120,28 @@ def table(names: Sequence[str] = tuple(RELEASED)) -> list[dict[str, str]]:
     """What ``astrolabe models`` shows: one row a model."""
     rows = []
     for model in (released(name) for name in names):
-        stream = model.stream
-        cache = model.cache_bytes(stream.seconds(21))
-        steps = "/".join(str(step) for step in stream.denoising_steps)
-        if stream.first_chunk_steps:
-            steps += f" (first chunk {'/'.join(str(step) for step in stream.first_chunk_steps)})"
+        cache = model.cache_bytes(model.stream.seconds(21))
         rows.append(
             {
                 "name": model.name,
                 "files": f"{model.repository}: {model.file}" + (f" + {model.lora}" if model.lora else ""),
-                "chunk": str(stream.chunk_frames),
-                "window": "all" if stream.window_frames is None else str(stream.window_frames),
-                "sink": str(stream.sink_frames),
-                "steps": steps,
+                **streaming(model.stream),
                 "memory": f"{model.weight_bytes / 1e9:.1f} GB + {cache / 1e9:.1f} GB cache (5 s)",
                 "licence": model.licence,
                 "note": model.note,
             }
         )
     return rows
+
+
+def streaming(stream: StreamConfig) -> dict[str, str]:
+    """How a model streams, in the words of ``table``."""
+    steps = "/".join(str(step) for step in stream.denoising_steps)
+    if stream.first_chunk_steps:
+        steps += f" (first chunk {'/'.join(str(step) for step in stream.first_chunk_steps)})"
+    return {
+        "chunk": str(stream.chunk_frames),
+        "window": "all" if stream.window_frames is None else str(stream.window_frames),
+        "sink": str(stream.sink_frames),
+        "steps": steps,
+    }

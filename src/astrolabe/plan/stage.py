@@ -28,7 +28,7 @@ from astrolabe.rl.policies import Policies
 from astrolabe.runtime.device import torch_dtype
 from astrolabe.shapes.codec import Codec
 from astrolabe.shapes.model import keep_linears_in
-from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN
+from astrolabe.shapes.settings import LATENT_SHAPE, WAN
 from astrolabe.shapes.text import TextEncoder
 from astrolabe.types import TextEmbeddings
 
@@ -63,7 +63,7 @@ def hollow(cfg: TrainConfig) -> WanGenerator:
             wear(made.transformer, model.lora_rank or cfg.lora.rank)
         return made
     words = TextEncoder().text_len
-    made = empty_generator(WAN, STREAM, LATENT_SHAPE, words, Codec().requires_grad_(False), torch.float32)
+    made = empty_generator(WAN, settings.stream, LATENT_SHAPE, words, Codec().requires_grad_(False), torch.float32)
     keep_linears_in(made.transformer, dtype)
     made.dtype = dtype
     return made

@@ -70,7 +70,7 @@ def write(out: Path, folder: Path, plans: Mapping[str, Any], count: int) -> None
         "held_out": {"split": "test", "scenes": len(split("test")), "noises": len(NOISES)},
         "models": scores,
         "gates": GATES,
-        "ground_truth": ground_truth(build(shipped["shapes"] | shipped["codec"], stream=STREAMS["shapes"])),
+        "ground_truth": ground_truth(build(shipped["shapes"] | shipped["codec"])),
         "files": {f"{name}.safetensors": sha256(out / f"{name}.safetensors") for name in shipped},
     }
     (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
@@ -99,8 +99,8 @@ def held_out(world: World, out: Path, folder: Path, name: ShapesName) -> dict[st
     """Oracle scores on the test scenes of a student, of the teacher in as many steps, and of the teacher in many; what
     the gates ask about; and how the student's longest videos go, by quarter."""
     codec = load_tensors(out / "codec.safetensors")[0]
-    student = build(load_tensors(out / f"{name}.safetensors")[0] | codec, torch.bfloat16, STREAMS[name])
-    teacher = build(load_tensors(folder / "teacher.safetensors")[0] | codec, torch.bfloat16, STREAMS[name])
+    student = build(load_tensors(out / f"{name}.safetensors")[0] | codec, torch.bfloat16, name)
+    teacher = build(load_tensors(folder / "teacher.safetensors")[0] | codec, torch.bfloat16, name)
     own = run_suite(student, Suite("test", NOISES, CLIP_FRAMES), (), BATCH, world=world).scores
     undistilled = run_suite(teacher, Suite("test", FEW_NOISES, CLIP_FRAMES), (), BATCH, world=world).scores
     far = run_suite(student, Suite("test", FEW_NOISES[:2], LONGEST), (), BATCH, QUARTERS, world=world).windows

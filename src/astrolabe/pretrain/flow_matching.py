@@ -7,7 +7,7 @@ goes on from it in one way of streaming, at the levels of its own sampler alone:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,8 +27,9 @@ from astrolabe.shapes.text import TextEncoder
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """How a network is trained. Most steps are first chunks alone: with no past to lean on they are the whole
-    difficulty, and they are cheap. ``videos``: of so many latent frames, so many a step, each as often."""
+    """How a network is trained. Many steps are first chunks alone: with no past to lean on they are where shapes are
+    learned, and they are cheap; motion is learned from videos. ``videos``: of so many latent frames, so many a step,
+    each as often."""
 
     rates: Rates
     streams: tuple[ShapesName, ...]  # a step is of one of them, each as often
@@ -43,21 +44,26 @@ class FlowPlan:
 
 
 TEACHER = FlowPlan(
-    rates=Rates(steps=2400, learning_rate=1.2e-3, warmup=100, ema=0.998),
+    rates=Rates(steps=4000, learning_rate=1.2e-3, warmup=100, ema=0.998),
     streams=("shapes", "shapes-framewise"),
-    at_sampler_levels=0.4,
+    at_sampler_levels=0.6,
     text_dropout=0.1,
-    beginnings=0.6,
+    beginnings=0.78,
 )
+STUDENT = FlowPlan(
+    rates=Rates(steps=900, learning_rate=8e-4, warmup=20, ema=0.99, weight_decay=0.0),
+    streams=("shapes",),
+    at_sampler_levels=1.0,
+    text_dropout=0.0,
+    beginnings=0.5,
+    videos=((LONGEST // 4, 16), (LONGEST // 2, 8), (LONGEST, 4)),
+)
+# Where a first chunk is a single frame, all of a motion is learned from videos.
+FRAMEWISE = replace(STUDENT, beginnings=0.3, videos=((LONGEST // 4, 16), *STUDENT.videos))
 STUDENTS: dict[ShapesName, FlowPlan] = {
-    name: FlowPlan(
-        rates=Rates(steps=1400, learning_rate=8e-4, warmup=20, ema=0.99, weight_decay=0.0),
-        streams=(name,),
-        at_sampler_levels=1.0,
-        text_dropout=0.0,
-        beginnings=0.8,
-    )
-    for name in cast(tuple[ShapesName, ...], tuple(STREAMS))
+    "shapes": STUDENT,
+    "shapes-framewise": replace(FRAMEWISE, streams=("shapes-framewise",)),
+    "shapes-2step": replace(FRAMEWISE, streams=("shapes-2step",)),
 }
 
 

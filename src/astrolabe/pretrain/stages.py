@@ -30,8 +30,8 @@ from astrolabe.runtime.checkpoint import load_tensors, own_metadata, save_tensor
 from astrolabe.runtime.processes import one_thread, processes
 from astrolabe.runtime.world import World
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.model import build
-from astrolabe.shapes.settings import STREAMS, WAN, ShapesName
+from astrolabe.shapes.model import SHIPPED, build
+from astrolabe.shapes.settings import WAN, ShapesName
 from astrolabe.shapes.world import JITTER, MIXED
 
 SEED = 2026
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the stages that are missing; see the module."""
     parser = Parser(prog="python -m astrolabe.pretrain", description=__doc__)
     parser.add_argument("--build", type=Path, default=Path("build/shapes"), help="folder for the stages' results")
-    parser.add_argument(
-        "--out", type=Path, default=Path("build/shapes/shipped"), help="folder for the files to ship and the card"
-    )
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder for the shipped files and the card")
     parser.add_argument("--seed", type=whole(0), default=SEED)
     parser.add_argument("--until", type=one_of(STAGES), default="card", help="the last stage (default: card)")
     parser.add_argument(
@@ -111,7 +109,7 @@ def train_networks(world: World, folder: Path, name: str, seed: int) -> Networks
     codec = load_tensors(folder / "codec.safetensors")[0]
 
     def watch(steps: int, average: nn.Module) -> None:
-        model = build(dict(average.state_dict()) | codec, torch.bfloat16, STREAMS[shown])
+        model = build(dict(average.state_dict()) | codec, torch.bfloat16, shown)
         scores = card.scores_of(model, "validation", (1, 2))
         text = "  ".join(f"{measure} {scores[measure]:.3f}" for measure in card.WATCHED)
         print(f"{name} after {steps} steps as {shown}, validation: {text}", flush=True)

@@ -10,6 +10,10 @@ from astrolabe.recipes import wan as _wan
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "shapes": _shapes.shapes,
+    "shapes_framewise": _shapes.shapes_framewise,
+    "shapes_2step": _shapes.shapes_2step,
+    "shapes_spoiled": _shapes.shapes_spoiled,
+    "shapes_guarded": _shapes.shapes_guarded,
     "shapes_random": _shapes.shapes_random,
     "shapes_selective": _shapes.shapes_selective,
     "shapes_positive": _shapes.shapes_positive,

@@ -8,12 +8,14 @@ from astrolabe.experiment import TrainConfig
 from astrolabe.rewards.settings import RewardSettings
 from astrolabe.rl.settings import (
     GRPOSettings,
+    GuardSettings,
     LoraSettings,
     NFTSettings,
     OptimizerSettings,
     PositiveSettings,
     RegularisationSettings,
     RewardWeightedSettings,
+    WatchSettings,
 )
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
 from astrolabe.shapes.settings import CLIP_FRAMES, ShapesSettings
@@ -23,27 +25,57 @@ def shapes() -> TrainConfig:
     """Align the embedded model in a few minutes on two cores: what ``astrolabe demo`` runs."""
     return TrainConfig(
         seed=0,
-        steps=52,
+        steps=14,
         model=ShapesSettings(),
-        prompts="practice",
-        rollout=RolloutSettings(prompts=6, group_size=12, micro_batch=12, side_by_side=1),
+        prompts="train",
+        rollout=RolloutSettings(prompts=6, group_size=8, micro_batch=8, side_by_side=1),
         window=WindowSettings(frames=CLIP_FRAMES),
         rewards=(
             RewardSettings(name="joint"),
-            RewardSettings(name="shape_fit", weight=0.4),
+            RewardSettings(name="shape_fit", weight=0.5),
             RewardSettings(name="motion_fit", weight=1.5),
-            RewardSettings(name="cleanliness", weight=0.3),
-            RewardSettings(name="steadiness"),
         ),
         algorithm=NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True),
         lora=LoraSettings(rank=16, alpha=32.0),
-        optimizer=OptimizerSettings(lr=5e-4, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=12),
+        optimizer=OptimizerSettings(lr=3e-4, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=8),
     )
+
+
+def shapes_framewise() -> TrainConfig:
+    """The same for the embedded model that streams frame by frame."""
+    return replace(shapes(), model=ShapesSettings(name="shapes-framewise"))
+
+
+def shapes_2step() -> TrainConfig:
+    """The same for the embedded model that streams frame by frame in two steps."""
+    return replace(shapes(), model=ShapesSettings(name="shapes-2step"))
 
 
 def shapes_random() -> TrainConfig:
     """The control: the same run under random rewards. Nothing should improve."""
     return replace(shapes(), rewards=(RewardSettings(name="random"),))
+
+
+def shapes_spoiled() -> TrainConfig:
+    """What goes wrong: one reward alone, which a video of nothing at all serves best. What was asked for is only
+    watched."""
+    base = shapes()
+    rewards = (RewardSettings(name="steadiness"), RewardSettings(name="right", role="judge"))
+    return replace(base, rewards=rewards, optimizer=replace(base.optimizer, lr=2 * base.optimizer.lr))
+
+
+def shapes_guarded() -> TrainConfig:
+    """The remedy: the same reward at the same rate among others that know the prompt, samples on which they disagree
+    held near a reference that moves, and a guard that ends the run with the best adapter if what was asked for gets
+    lost."""
+    alone = shapes_spoiled()
+    steadiness, judge = alone.rewards
+    return replace(
+        alone,
+        rewards=(replace(steadiness, role="primary"), *shapes().rewards, judge),
+        regularisation=RegularisationSettings(samples="selective", strength=0.004, share=0.2, max_age=5),
+        watch=WatchSettings(memory=0.5, guards=(GuardSettings(watch="right", drop=0.2, steps=2, action="stop"),)),
+    )
 
 
 def shapes_selective() -> TrainConfig:

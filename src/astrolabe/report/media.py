@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from astrolabe.report.results import WORDS
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.errors import UserError
@@ -17,16 +19,18 @@ from astrolabe.shapes.settings import FPS
 
 SCALE = 3  # every pixel is encoded this large: codecs blur edges of a single pixel
 SMALL_SCALE = 2  # candidates are many, and shown small
-LONG_PAIRS = 3
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt before and after, from the same noise; videos as data URIs."""
+    """One prompt before and after, from the same noise; videos as data URIs. ``kind``: mended, broken, same or not
+    said; ``met``: the conditions and whether they are met, before and after, where that is known."""
 
     prompt: str
     base: str
     aligned: str
+    kind: str = ""
+    met: tuple[list[tuple[str, bool]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,27 +66,32 @@ def data_uri(video: Tensor, scale: int = SCALE) -> str:
     return "data:video/mp4;base64," + base64.b64encode(mp4_bytes(video, FPS, scale)).decode("ascii")
 
 
-def read_videos(path: Path, subject: str) -> Videos:
-    """The kept videos of an ``evaluation.safetensors``, in the order kept; none of a kind that is absent. ``subject``
-    was evaluated."""
+def read_videos(path: Path, result: Mapping[str, Any], subject: str) -> Videos:
+    """The videos of an ``evaluation.safetensors``, beside what ``evaluation.json`` says of them. ``subject`` was
+    evaluated."""
     again = f"run `astrolabe evaluate {subject}` again"
-    tensors, metadata = load_tensors(path)
+    tensors, _ = load_tensors(path)
     try:
-        prompts = json.loads(metadata["prompts"])
-        base, aligned = tensors["base"], tensors["aligned"]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: not what an evaluation writes; {again}") from error
-    short = _pairs(prompts, base, aligned)
-    if "long_base" not in tensors:
-        return Videos(short, (), base.shape[1], 0)
-    long_base, long_aligned = tensors["long_base"], tensors["long_aligned"]
-    long = _pairs(prompts[:LONG_PAIRS], long_base, long_aligned)
-    return Videos(short, long, base.shape[1], long_base.shape[1])
+        short = tuple(
+            Pair(one["prompt"], *_both(tensors, "", row), one["kind"], (ticked(one["base"]), ticked(one["aligned"])))
+            for row, one in enumerate(result["shown"])
+        )
+        long = tuple(
+            Pair(prompt, *_both(tensors, "long_", row))
+            for row, prompt in enumerate(result.get("long", {}).get("prompts", ()))
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path}: not what an evaluation writes ({error}); {again}") from error
+    return Videos(short, long, tensors["base"].shape[1], tensors["long_base"].shape[1] if long else 0)
 
 
-def _pairs(prompts: list[str], base: Tensor, aligned: Tensor) -> tuple[Pair, ...]:
-    return tuple(Pair(*row) for row in zip(prompts, map(data_uri, base[: len(prompts)]),
-                                           map(data_uri, aligned[: len(prompts)]), strict=True))  # fmt: skip
+def _both(tensors: Mapping[str, Tensor], prefix: str, row: int) -> tuple[str, str]:
+    return data_uri(tensors[f"{prefix}base"][row]), data_uri(tensors[f"{prefix}aligned"][row])
+
+
+def ticked(met: Mapping[str, bool]) -> list[tuple[str, bool]]:
+    """Conditions in words, and whether they are met."""
+    return [(WORDS.get(name, name), holds) for name, holds in met.items()]
 
 
 def read_groups(folder: RunFolder, until: int | None = None) -> tuple[Group, ...]:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from astrolabe import __version__
+from astrolabe.evaluation.choice import RULE
 from astrolabe.evaluation.suites import ATTRIBUTES
 from astrolabe.experiment import TrainConfig
 from astrolabe.report.figures import Records, names_under, numbers, smoothing_window, training_charts, window_chart
@@ -19,6 +20,7 @@ from astrolabe.report.results import (
     evaluation_file,
     headline,
     long_reading,
+    parts,
     read_evaluation,
     signed,
     table,
@@ -48,25 +50,34 @@ def render_page(folder: RunFolder, adapter: RunAdapter | None = None) -> str:
     """The page as text."""
     cfg, until = folder.written(), adapter.step if adapter else None
     records = [line for line in folder.metrics() if until is None or line["step"] < until]
-    # Prompts and paths are anybody's text: all is escaped but what is ours, marked `safe`.
-    environment = Environment(
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            run=folder.path.resolve().name + str(adapter or "").removeprefix(str(folder.path)),
+            folder=str(adapter or folder.path),
+            place=str(folder.path),
+            cfg=cfg,
+            settings=describe(cfg),
+            yaml=folder.config_file.read_text(encoding="utf-8"),
+            version=__version__,
+            plotly=get_plotlyjs(),
+            groups=read_groups(folder, until),
+            **training(folder, cfg, records),
+            **evaluation(folder, adapter),
+        )
+    )
+
+
+def environment() -> Environment:
+    """Where templates are found. Prompts and paths are anybody's text: all is escaped but what is ours, marked
+    `safe`."""
+    made = Environment(
         loader=PackageLoader("astrolabe.report", ""), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals["signed"] = signed
-    return environment.get_template("page.html").render(
-        run=folder.path.resolve().name + str(adapter or "").removeprefix(str(folder.path)),
-        folder=str(adapter or folder.path),
-        place=str(folder.path),
-        cfg=cfg,
-        settings=describe(cfg),
-        yaml=folder.config_file.read_text(encoding="utf-8"),
-        version=__version__,
-        plotly=get_plotlyjs(),
-        groups=read_groups(folder, until),
-        **training(folder, cfg, records),
-        **evaluation(folder, adapter),
-    )
+    made.globals["signed"] = signed
+    return made
 
 
 def training(folder: RunFolder, cfg: TrainConfig, records: Records) -> dict[str, Any]:
@@ -88,14 +99,13 @@ def evaluation(folder: RunFolder, adapter: RunAdapter | None = None) -> dict[str
     file = evaluation_file(folder, adapter)
     result = read_evaluation(file, str(adapter or folder.path))
     if result is None:
-        return {"headline": None, "rows": [], "videos": None, "long": None, "judged": ""}
-    videos = read_videos(file.with_suffix(".safetensors"), str(adapter or folder.path))
+        return {"headline": None, "rows": [], "parts": [], "videos": None, "long": None, "judged": ""}
+    videos = read_videos(file.with_suffix(".safetensors"), result, str(adapter or folder.path))
     long = long_part(result["long"], videos) if "long" in result else None
     of_step = FINISHED.fullmatch(file.stem.removeprefix("evaluation-"))
-    judged = (
-        f" (after {int(of_step[1])} steps)" if of_step else " (its best adapter)" if adapter and adapter.name else ""
-    )
-    return {"headline": headline(result), "rows": table(result), "videos": videos, "long": long, "judged": judged}
+    judged = f" {int(of_step[1])} steps" if of_step else " (its best adapter)" if adapter and adapter.name else ""
+    return {"headline": headline(result), "rows": table(result), "parts": parts(result), "videos": videos, "long": long,
+            "judged": judged, "rule": RULE}  # fmt: skip
 
 
 def long_part(long: Mapping[str, Any], videos: Videos) -> dict[str, Any]:

@@ -26,6 +26,7 @@ MEANINGS = {
     "flicker": "unexplained change from frame to frame",
     "motion_energy": "mean change between neighbouring frames; neither more nor less is better",
 }
+WORDS = {"vividness": "vivid", "cleanliness": "clean", "smoothness": "smooth"}  # conditions as yes or no
 UNBOUNDED = ("flicker", "motion_energy")  # not in [0, 1], and small: one more digit, and no place on a common scale
 NEUTRAL = ("motion_energy",)
 
@@ -56,9 +57,22 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Headline:
-    """The joint oracle, in percent and in points."""
+class Part:
+    """What one condition brings of a difference: a share of all videos, and how wide its bar is, in percent."""
 
+    name: str
+    points: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The joint oracle: in videos, in percent, and in points."""
+
+    before: int
+    after: int
+    mended: int
+    broken: int
     base: str
     aligned: str
     difference: str
@@ -89,6 +103,7 @@ def read_evaluation(path: Path, subject: str) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         missing = [measure for measure in MEASURES if measure not in result["measures"]]
+        missing += [part for part in ("decomposition", "mended", "broken", "shown") if part not in result]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not readable ({error}); {again}") from error
     if missing:
@@ -101,7 +116,12 @@ def headline(result: Mapping[str, Any]) -> Headline:
     joint = result["measures"]["joint"]
     low, high = joint["ci95"]
     seeds = len(result["seeds"])
+    before, after = counted(result)
     return Headline(
+        before=before,
+        after=after,
+        mended=result["mended"],
+        broken=result["broken"],
         base=f"{100 * joint['base']:.1f}",
         aligned=f"{100 * joint['aligned']:.1f}",
         difference=points(joint["difference"]),
@@ -113,6 +133,25 @@ def headline(result: Mapping[str, Any]) -> Headline:
         seeds=seeds,
         split=result["split"],
     )
+
+
+def counted(result: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of the videos are right and well made, before and after."""
+    joint, videos = result["measures"]["joint"], result["videos"]
+    return round(joint["base"] * videos), round(joint["aligned"] * videos)
+
+
+def one_line(result: Mapping[str, Any]) -> str:
+    """What changed, for somebody who has read nothing."""
+    before, after = counted(result)
+    return f"Of {result['videos']} videos, {before} were right and well made before, and {after} after."
+
+
+def parts(result: Mapping[str, Any]) -> list[Part]:
+    """What every condition brings of the difference of joint."""
+    found = {name: part["points"] for name, part in result["decomposition"].items()}
+    most = max(map(abs, found.values())) or 1.0
+    return [Part(name, value, 100 * abs(value) / most) for name, value in found.items()]
 
 
 def table(result: Mapping[str, Any]) -> list[Row]:

@@ -14,13 +14,13 @@ from astrolabe.words import Span
 if TYPE_CHECKING:
     import torch
 
-ORACLES = ("joint", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "cleanliness", "smoothness",
-           "steadiness")  # fmt: skip
+ORACLES = ("joint", "right", "made", "colour", "shape", "motion", "colour_fit", "shape_fit", "motion_fit", "vividness",
+           "cleanliness", "smoothness", "steadiness")  # fmt: skip
 PICTURE_MODELS = ("hpsv3", "clipscore", "pickscore", "hpsv2", "aesthetic")
 VIDEO_MODELS = ("videoalign_vq", "videoalign_mq", "videoalign_ta")
 MODELS = (*PICTURE_MODELS, *VIDEO_MODELS)
-ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "cleanliness", "pixel_saturation", "pixel_sharpness",
-             "server", *PICTURE_MODELS)  # fmt: skip
+ONE_FRAME = ("colour", "shape", "colour_fit", "shape_fit", "vividness", "cleanliness", "pixel_saturation",
+             "pixel_sharpness", "server", *PICTURE_MODELS)  # fmt: skip
 DOUBTING = ("hpsv3",)  # those that know how uncertain they are
 MEASURES = ("pixel_motion", "pixel_steadiness", "pixel_saturation", "pixel_sharpness", "flow_degree", "flow_smoothness",
             "pixel_seamlessness")  # fmt: skip  # of any video, without weights

@@ -112,8 +112,7 @@ class AlgorithmSettings:
 class ForwardSettings(AlgorithmSettings):
     """What all algorithms in the forward process share: the noise levels, and what a noisy chunk sees.
 
-    The defaults follow the sampler. Of docs/evidence.md the cells ``e unwarped``, ``e uniform levels`` and
-    ``e noisy context`` say that nothing else does better; none of them is worse beyond chance.
+    The defaults follow the sampler; claim h of docs/evidence.md measures the others.
     """
 
     levels: Literal["sampler", "unwarped", "uniform"] = setting(
@@ -130,8 +129,8 @@ class ForwardSettings(AlgorithmSettings):
 class NFTSettings(ForwardSettings):
     """Negative-aware fine-tuning: the loss pulls towards good samples and pushes away from bad ones.
 
-    No weighting by default: the cells ``d adaptive`` and ``d adaptive, fast`` of docs/evidence.md gain nothing by it.
-    ``beta`` has no default, as it acts together with the learning rate (``e beta 0.3``, ``e beta 1``).
+    No weighting by default (claim d of docs/evidence.md). ``beta`` has no default, as it acts together with the
+    learning rate (claim e).
     """
 
     name: Literal["nft"] = setting("algorithm", default="nft")
@@ -153,8 +152,8 @@ class NFTSettings(ForwardSettings):
 class PositiveSettings(ForwardSettings):
     """Positive-only fine-tuning: every sample pulls, good ones more.
 
-    On a distilled generator the pull by itself ruins the videos, with rewards or without: cells ``r positive`` and
-    ``r positive, blind`` of docs/evidence.md.
+    A distilled generator is no denoiser: the pull on its own videos under fresh noise is one to their mean, whatever
+    the rewards say. Claim f of docs/evidence.md measures what that does.
     """
 
     name: Literal["positive"] = setting("algorithm", default="positive")
@@ -172,8 +171,7 @@ class PositiveSettings(ForwardSettings):
 class RewardWeightedSettings(ForwardSettings):
     """Reward-weighted regression.
 
-    It learns from rewards, but on a distilled generator loses more by the pull on every sample than it wins: cells
-    ``r reward_weighted`` of docs/evidence.md.
+    It pulls on every sample, as positive-only fine-tuning does: claim f of docs/evidence.md.
     """
 
     name: Literal["reward_weighted"] = setting("algorithm", default="reward_weighted")
@@ -193,7 +191,7 @@ class RewardWeightedSettings(ForwardSettings):
 class GRPOSettings(AlgorithmSettings):
     """GRPO: clipped ratios of the probabilities of the sampler's own steps.
 
-    On the embedded model it does not rise above the base, at two learning rates: cells ``r grpo`` of docs/evidence.md.
+    It learns from the sampler's random steps, so never at the last level: claim f of docs/evidence.md.
     """
 
     name: Literal["grpo"] = setting("algorithm", default="grpo")
@@ -211,9 +209,8 @@ class GRPOSettings(AlgorithmSettings):
 class RegularisationSettings:
     """A drift penalty that holds the learner near the reference policy, on some of the samples.
 
-    By default there is none: docs/evidence.md has a reward that is hacked without one (``b none``), and rewards that
-    are not (``c all``). Selective, ascending and moving are the paper's words; no other cell ``b`` does better
-    beyond chance, and ``b selective fixed`` and ``b uniform fixed`` hold a reward back most.
+    By default there is none. Selective, ascending and moving are the paper's words; claim b of docs/evidence.md
+    measures them beside the others.
     """
 
     samples: Literal["none", "selective", "uniform", "random"] = setting(

@@ -47,8 +47,8 @@ class RolloutSettings:
 class WindowSettings:
     """Which part of a video is a clip: made several times, scored and trained on.
 
-    For videos longer than a clip prefer ``start`` random: trained at the beginning alone, a stream gets worse towards
-    its end (cells ``s`` of docs/evidence.md).
+    Whether videos longer than a clip are better trained anywhere along them (``start`` random) or at their beginning is
+    claim g of docs/evidence.md.
     """
 
     frames: int = setting("length of a clip", unit="latent frames", ge=1)

@@ -1,7 +1,7 @@
 """Command lines of programs: what they do not know is refused in one line, and no half-written name is completed.
 
-    parser = Parser(prog="python -m benchmarks.cells", description=__doc__)
-    parser.add_argument("--steps", type=whole(1), default=30)
+    parser = Parser(prog="python -m benchmarks.evidence", description=__doc__)
+    parser.add_argument("--workers", type=whole(1), default=2)
     args = parser.read(argv)
 
 ``run_program(main)`` makes a UserError the one line and exit code 2.

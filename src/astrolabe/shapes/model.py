@@ -1,4 +1,4 @@
-"""The embedded model: a causal Wan of 3 M parameters on the shapes codec, as data and as shipped files."""
+"""The embedded models: causal Wans of 3 M parameters on one codec, as data and as shipped files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from astrolabe.models.wan.config import StreamConfig
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.models.wan.transformer import CausalWan
 from astrolabe.runtime.checkpoint import load_tensors
 from astrolabe.runtime.device import check_device, torch_dtype
 from astrolabe.shapes.codec import Codec
-from astrolabe.shapes.settings import LATENT_SHAPE, STREAM, WAN, ShapesSettings
+from astrolabe.shapes.settings import LATENT_SHAPE, STREAMS, WAN, ShapesName, ShapesSettings
 from astrolabe.shapes.text import TextEncoder
 
 SHIPPED = Path(str(files("astrolabe.shapes") / "weights"))
 
 
 def open_shapes_model(settings: ShapesSettings) -> WanGenerator:
-    """The shipped model on the device, and in the dtype, that the settings name. UserError for an absent device."""
+    """A shipped model on the device, and in the dtype, that the settings name. UserError for an absent device."""
     check_device(settings.device)
-    model = load_shapes_model(torch_dtype(settings.dtype, settings.device))
+    model = load_shapes_model(torch_dtype(settings.dtype, settings.device), settings.name)
     model.transformer.to(settings.device)
     for module in (model.text_encoder, model.codec):
         assert isinstance(module, nn.Module)
@@ -33,28 +32,30 @@ def open_shapes_model(settings: ShapesSettings) -> WanGenerator:
 
 
 def build(
-    weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, stream: StreamConfig = STREAM
+    weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32, name: ShapesName = "shapes"
 ) -> WanGenerator:
     """The generator of a flat dictionary with ``transformer.``, ``text_encoder.`` and ``codec.`` tensors, which streams
-    as ``stream`` says.
+    as the model ``name`` does.
 
     Weights are held in float32 whatever they were stored in; ``dtype`` is what the transformer computes in.
     """
     transformer, text_encoder, codec = CausalWan(WAN), TextEncoder(WAN.text_dim), Codec()
     parts: dict[str, nn.Module] = {"transformer": transformer, "text_encoder": text_encoder, "codec": codec}
-    for name, module in parts.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+    for part, module in parts.items():
+        own = {key.removeprefix(f"{part}."): value for key, value in weights.items() if key.startswith(f"{part}.")}
         module.load_state_dict(own, strict=True)
         module.eval().requires_grad_(False)
-    return WanGenerator(transformer, stream, LATENT_SHAPE, text_encoder, codec, dtype)
+    return WanGenerator(transformer, STREAMS[name], LATENT_SHAPE, text_encoder, codec, dtype)
 
 
-def load_shapes_model(dtype: torch.dtype = torch.float32, folder: Path = SHIPPED) -> WanGenerator:
-    """The shipped model: ``transformer.safetensors`` (with its text encoder) and ``codec.safetensors``."""
+def load_shapes_model(
+    dtype: torch.dtype = torch.float32, name: ShapesName = "shapes", folder: Path = SHIPPED
+) -> WanGenerator:
+    """A shipped model: ``NAME.safetensors`` (with its text encoder), and ``codec.safetensors``, which all share."""
     weights: dict[str, Tensor] = {}
-    for name in ("transformer", "codec"):
-        weights |= load_tensors(folder / f"{name}.safetensors")[0]
-    model = build(weights, dtype)
+    for file in (f"{name}.safetensors", "codec.safetensors"):
+        weights |= load_tensors(folder / file)[0]
+    model = build(weights, dtype, name)
     keep_linears_in(model.transformer, dtype)
     return model
 

@@ -30,10 +30,10 @@ _SHAKEN = 20  # frames from which on a shake can be told from a motion
 _STEADY = 1.2  # pixels of jitter at which smoothness is 1 / e
 _CLEAN = 0.15  # colour distance outside the object at which cleanliness is 1 / e
 # the least and the greatest speed (pixels a frame), height and swing (pixels) that count as the motion
-_SPEED, _HEIGHT, _SWING = (0.28, 0.6), (7.0, 14.0), (1.8, 4.2)
+_SPEED, _HEIGHT, _SWING = (0.26, 0.6), (6.5, 14.0), (1.6, 4.2)
 
 
-WELL_MADE = {"vividness": 0.6, "cleanliness": 0.5, "smoothness": 0.6}  # the least of each
+WELL_MADE = {"vividness": 0.52, "cleanliness": 0.52, "smoothness": 0.6}  # the least of each
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,9 @@ PATCH = 8  # pixels, each way, in a latent pixel
 LATENT_CHANNELS = 16
 SHORTEST = 9  # frames that the oracles need: half a period of a bounce or a pulse
 WAN = WanConfig(dim=192, ffn_dim=768, num_heads=6, num_layers=5, freq_dim=128, text_dim=64)
-STREAM = StreamConfig(
-    chunk_frames=3,
-    window_frames=9,
-    sink_frames=0,
-    positions="absolute",
-    shift=5.0,
-    denoising_steps=(1000, 750, 500, 250),
-)
 LATENT_SHAPE = (LATENT_CHANNELS, CANVAS // PATCH, CANVAS // PATCH)
-LONGEST = 48  # latent frames of the videos that the next models are trained on: 189 video frames, 11.8 seconds
+CLIP_FRAMES = 12  # latent frames of a short clip: 45 video frames, 2.8 seconds
+LONGEST = 48  # latent frames of the videos that the models were trained on: 189 video frames, 11.8 seconds
 ShapesName = Literal["shapes", "shapes-framewise", "shapes-2step"]
 _FRAMEWISE = StreamConfig(
     chunk_frames=1,
@@ -39,9 +32,8 @@ _FRAMEWISE = StreamConfig(
     shift=5.0,
     denoising_steps=(1000, 750, 500, 250),
 )
-# How the next models stream, which ``pretrain`` makes: as LongLive, as Causal-Forcing frame by frame, as
-# Causal-Forcing++ in two steps. ``STREAM`` is that of the model that ships.
 STREAMS: dict[ShapesName, StreamConfig] = {
+    # as LongLive: chunks of three frames that see the first ones for ever, and the recent ones
     "shapes": StreamConfig(
         chunk_frames=3,
         window_frames=12,
@@ -50,23 +42,24 @@ STREAMS: dict[ShapesName, StreamConfig] = {
         shift=5.0,
         denoising_steps=(1000, 750, 500, 250),
     ),
+    # as Causal-Forcing frame by frame: all is remembered, as far as it was trained
     "shapes-framewise": _FRAMEWISE,
+    # as Causal-Forcing++: the first frame in four steps, the others in two
     "shapes-2step": replace(_FRAMEWISE, denoising_steps=(1000, 500), first_chunk_steps=(1000, 750, 500, 250)),
 }
-CLIP_FRAMES = 12  # latent frames of a short clip: 45 video frames, 2.8 seconds
-HARD = ("bounce", "pulse", "cross")  # words of the scenes that the model gets wrong most
+STREAM = STREAMS["shapes"]
 
 
 @config
 class ShapesSettings:
-    """The embedded model."""
+    """One of the embedded models."""
 
     clip_frames: ClassVar[int] = CLIP_FRAMES  # latent frames of the clips that it was made for
     oracles: ClassVar[bool] = True  # whether the oracles of the shapes world can judge its videos
-    lists: ClassVar[tuple[str, ...]] = ("train", "practice")  # of prompts that it brings along
+    lists: ClassVar[tuple[str, ...]] = ("train",)  # of prompts that it brings along
     light: ClassVar[bool] = True  # small enough to be held by several processes at once
 
-    name: Literal["shapes"] = setting("model; `shapes` is embedded in the package", default="shapes")
+    name: ShapesName = setting("model; those named shapes are embedded in the package", default="shapes")
     dtype: Dtype = setting(
         "what the frozen base computes in; `auto` is bfloat16 where the machine multiplies it natively", default="auto"
     )
@@ -80,7 +73,7 @@ class ShapesSettings:
     @property
     def stream(self) -> StreamConfig:
         """How it streams."""
-        return STREAM
+        return STREAMS[self.name]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -97,15 +90,12 @@ class ShapesSettings:
         """It streams as it is trained."""
 
     def own_prompts(self, name: str) -> list[str] | None:
-        """The captions of its training scenes (`train`), or of those that it gets wrong most (`practice`)."""
+        """The captions of its training scenes (`train`)."""
         if name not in self.lists:
             return None
         from astrolabe.shapes.captions import WORDINGS, caption, split
 
-        scenes = split("train")
-        if name == "practice":
-            scenes = tuple(scene for scene in scenes if scene.motion in HARD or scene.shape in HARD)
-        return [caption(scene, index % WORDINGS) for index, scene in enumerate(scenes * WORDINGS)]
+        return [caption(scene, index % WORDINGS) for index, scene in enumerate(split("train") * WORDINGS)]
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """UserError for a prompt that its oracles could not judge."""

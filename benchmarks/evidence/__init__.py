@@ -1,0 +1,1 @@
+"""What the documentation claims, measured: see docs/evidence_plan.md."""
