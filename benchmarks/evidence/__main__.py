@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing."""
     parser = Parser(prog="python -m benchmarks.evidence", description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="CELL",
-                        help="names of cells, letters of claims, or demo: base, recipe and random")  # fmt: skip
+                        help="names of cells, letters of claims, or demo: base, demo and random")  # fmt: skip
     parser.add_argument("--seeds", type=whole(0, 99), nargs="+", help="training seeds; the plan's are the default")
     parser.add_argument("--workers", type=whole(1), default=os.cpu_count(), help="runs at the same time, a thread each")
     parser.add_argument("--minutes", type=whole(1), help="begin no run after so many")

@@ -194,7 +194,7 @@ PROXY, EQUAL_PROXY = "right at equal steadiness", at_equal("right", proxy)
 ALONE, PAIR = "c steadiness", "c steadiness + saturation"
 RIVALS = ("f positive", "f reward_weighted", "f grpo")
 STREAM, SHORT = "g streaming", ("recipe", "g short, as long")
-PARTS = ("p groups of half", "p groups of twice", "p 1 level", "p 4 levels", "p keep 0", "p keep 0.9", "p share 0.25",
+PARTS = ("p groups of half", "p groups of twice", "p 1 level", "p 4 levels", "p keep 0", "p keep 0.5", "p share 0.25",
          "p share 1")  # fmt: skip
 
 CLAIMS = (
@@ -202,11 +202,11 @@ CLAIMS = (
         "demo",
         "The demo's recipe lifts joint by at least 20 points on each of the three bases, and right with it; random "
         "rewards do not lift joint by 10.",
-        (*(pair for base in ALL for pair in vs("recipe", "base", "joint", JOINT, BY_20, (base,))),
-         *vs("recipe", "base", "right", RIGHT, BETTER, ALL),
+        (*(pair for base in ALL for pair in vs("demo", "base", "joint", JOINT, BY_20, (base,))),
+         *vs("demo", "base", "right", RIGHT, BETTER, ALL),
          *vs("base", "random", "joint", JOINT, NOT_BY_10, ALL)),
         tuple(pair for part in ("made", "colour", "shape", "motion")
-              for pair in vs("recipe", "base", part, at_end(part), BETTER, ALL)),
+              for pair in vs("demo", "base", part, at_end(part), BETTER, ALL)),
     ),
     Claim(
         "a",

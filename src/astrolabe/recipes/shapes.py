@@ -25,19 +25,19 @@ def shapes() -> TrainConfig:
     """Align the embedded model in a few minutes on two cores: what ``astrolabe demo`` runs."""
     return TrainConfig(
         seed=0,
-        steps=14,
+        steps=36,
         model=ShapesSettings(),
         prompts="train",
-        rollout=RolloutSettings(prompts=6, group_size=8, micro_batch=8, side_by_side=1),
+        rollout=RolloutSettings(prompts=6, group_size=8, micro_batch=8, side_by_side=3),
         window=WindowSettings(frames=CLIP_FRAMES),
         rewards=(
-            RewardSettings(name="joint"),
-            RewardSettings(name="shape_fit", weight=0.5),
-            RewardSettings(name="motion_fit", weight=1.5),
+            RewardSettings(name="joint", weight=3.0),
+            RewardSettings(name="right"),
+            RewardSettings(name="motion_fit", weight=3.0),
         ),
-        algorithm=NFTSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True),
-        lora=LoraSettings(rank=16, alpha=32.0),
-        optimizer=OptimizerSettings(lr=3e-4, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=8),
+        algorithm=NFTSettings(beta=0.1, behavior_keep=0.9, levels_per_sample=2, common_noise=True),
+        lora=LoraSettings(rank=4, alpha=8.0),
+        optimizer=OptimizerSettings(lr=8e-4, eps=1e-10, schedule="cosine", minibatches=3, share=0.5, micro_batch=8),
     )
 
 
@@ -61,7 +61,8 @@ def shapes_spoiled() -> TrainConfig:
     watched."""
     base = shapes()
     rewards = (RewardSettings(name="steadiness"), RewardSettings(name="right", role="judge"))
-    return replace(base, rewards=rewards, optimizer=replace(base.optimizer, lr=2 * base.optimizer.lr))
+    optimizer = replace(base.optimizer, lr=2 * base.optimizer.lr)
+    return replace(base, steps=base.steps // 2, rewards=rewards, optimizer=optimizer)
 
 
 def shapes_guarded() -> TrainConfig:
@@ -70,9 +71,10 @@ def shapes_guarded() -> TrainConfig:
     lost."""
     alone = shapes_spoiled()
     steadiness, judge = alone.rewards
+    others = [reward for reward in shapes().rewards if reward.name != judge.name]
     return replace(
         alone,
-        rewards=(replace(steadiness, role="primary"), *shapes().rewards, judge),
+        rewards=(replace(steadiness, role="primary"), *others, judge),
         regularisation=RegularisationSettings(samples="selective", strength=0.004, share=0.2, max_age=5),
         watch=WatchSettings(memory=0.5, guards=(GuardSettings(watch="right", drop=0.2, steps=2, action="stop"),)),
     )
@@ -91,13 +93,13 @@ def shapes_selective() -> TrainConfig:
 
 def shapes_positive() -> TrainConfig:
     """A rival: positive-only fine-tuning, without the loss that pushes away from bad samples."""
-    settings = PositiveSettings(beta=0.1, behavior_keep=0.5, levels_per_sample=2, common_noise=True)
+    settings = PositiveSettings(beta=0.1, behavior_keep=0.9, levels_per_sample=2, common_noise=True)
     return all_samples(replace(shapes(), algorithm=settings))
 
 
 def shapes_reward_weighted() -> TrainConfig:
     """A rival: reward-weighted flow matching on the model's own samples."""
-    settings = RewardWeightedSettings(behavior_keep=0.5, levels_per_sample=2, common_noise=True)
+    settings = RewardWeightedSettings(behavior_keep=0.9, levels_per_sample=2, common_noise=True)
     return all_samples(replace(shapes(), algorithm=settings))
 
 

@@ -12,7 +12,19 @@ from torch import Tensor
 from astrolabe.runtime.errors import UserError
 from astrolabe.shapes.settings import CANVAS, SHORTEST
 from astrolabe.shapes.tracking import Track, track
-from astrolabe.shapes.world import BACKGROUND, COLOURS, MOTIONS, PERIOD, RADII, SHAPES, WOBBLE_PERIODS, Scene
+from astrolabe.shapes.world import (
+    BACKGROUND,
+    BOUNCE_HEIGHT,
+    COLOURS,
+    MOTIONS,
+    PERIOD,
+    PULSE_DEPTH,
+    RADII,
+    SHAPES,
+    SPEED,
+    WOBBLE_PERIODS,
+    Scene,
+)
 
 UNREADABLE = -1
 _FRAMES_AT_ONCE = 192
@@ -24,13 +36,12 @@ _MAX_COLOUR_DISTANCE = 0.2  # of unit contrasts: orange and yellow, the nearest 
 _FAINT = 0.1  # a contrast below which there is no colour to speak of
 _MIN_OVERLAP = 0.75  # soft IoU
 _MIN_AGREEMENT = 0.65  # of the sampled frames must show the same colour, and the same shape
-_MAX_MOTION_ERROR = 0.8  # pixels
+_MAX_MOTION_ERROR = 1.0  # pixels
 _PHASES = 32
 _SHAKEN = 20  # frames from which on a shake can be told from a motion
 _STEADY = 1.2  # pixels of jitter at which smoothness is 1 / e
 _CLEAN = 0.15  # colour distance outside the object at which cleanliness is 1 / e
-# the least and the greatest speed (pixels a frame), height and swing (pixels) that count as the motion
-_SPEED, _HEIGHT, _SWING = (0.26, 0.6), (6.5, 14.0), (1.6, 4.2)
+_VIGOUR = (0.78, 1.5)  # the least and the greatest, of what is usual, that count as the motion
 
 
 WELL_MADE = {"vividness": 0.52, "cleanliness": 0.52, "smoothness": 0.6}  # the least of each
@@ -153,7 +164,7 @@ def _vote(scores: Tensor, readable: Tensor, worst: float) -> Tensor:
 def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     """Pixels (root mean square) between the path and each of MOTIONS in each window: ``[B, W, 7]``.
 
-    Every motion is fitted with any place, phase, and speed or height within its limits; the world's shake is left out,
+    Every motion is fitted with any place and phase, and with a vigour within its limits; the world's shake is left out,
     which is a matter of how the video is made. ``path`` is ``[B, T, 2]``, ``radius`` ``[B, T]``.
     """
     frames = radius.shape[1]
@@ -161,7 +172,8 @@ def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     begins = torch.linspace(0, frames - length, 1 + math.ceil((frames - length) / _STRIDE)).round().long()
     windows = (begins[:, None] + torch.arange(length)).to(path.device)
     # the size in pixels of an object of the usual size, so that a pulse counts alike for all
-    size = radius / radius.mean(1, keepdim=True).clamp_min(1e-6) * (sum(RADII) / 2)
+    usual_size = sum(RADII) / 2
+    size = radius / radius.mean(1, keepdim=True).clamp_min(1e-6) * usual_size
     left_out = _left_out(length).to(path)
     observed = torch.cat((path, size[..., None]), dim=-1)[:, windows]  # [B, W, length, 3]
     observed = observed - left_out @ (left_out.T @ observed)
@@ -172,14 +184,13 @@ def _motion_errors(path: Tensor, radius: Tensor) -> Tensor:
     waves = (2 * math.pi * (time / PERIOD + phases)).sin()
     line, hops, waves = (one - (one @ left_out) @ left_out.T for one in (time[None], hops, waves))
     x, y, size = observed.unbind(-1)
-    slowest, fastest = _SPEED
     gains = {
-        "left": _gain(x, line, -fastest, -slowest),
-        "right": _gain(x, line, *_SPEED),
-        "up": _gain(y, line, -fastest, -slowest),
-        "down": _gain(y, line, *_SPEED),
-        "bounce": _gain(y, hops, *_HEIGHT),
-        "pulse": _gain(size, waves, *_SWING),
+        "left": _gain(x, -SPEED * line),
+        "right": _gain(x, SPEED * line),
+        "up": _gain(y, -SPEED * line),
+        "down": _gain(y, SPEED * line),
+        "bounce": _gain(y, BOUNCE_HEIGHT * hops),
+        "pulse": _gain(size, PULSE_DEPTH * usual_size * waves),
         "still": torch.zeros_like(total),
     }
     return torch.stack([(total - gains[motion]).clamp_min(0).sqrt() for motion in MOTIONS], dim=-1)
@@ -196,15 +207,15 @@ def _left_out(length: int) -> Tensor:
     return torch.linalg.qr(torch.stack(columns, 1)).Q
 
 
-def _gain(observed: Tensor, candidates: Tensor, least: float, most: float) -> Tensor:
-    """By how much the best candidate, scaled by ``least`` to ``most``, lowers the mean square of ``observed``.
+def _gain(observed: Tensor, candidates: Tensor) -> Tensor:
+    """By how much the best candidate, with a vigour that counts, lowers the mean square of ``observed``.
 
     ``observed`` is ``[B, W, length]`` and ``candidates`` ``[P, length]``, both without what is left out; returns
     ``[B, W]``.
     """
     product = observed @ candidates.T / observed.shape[-1]
     power = candidates.square().mean(-1)
-    scale = (product / power.clamp_min(1e-9)).clamp(least, most)
+    scale = (product / power.clamp_min(1e-9)).clamp(*_VIGOUR)
     return (2 * scale * product - scale.square() * power).amax(-1)
 
 
