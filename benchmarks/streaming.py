@@ -28,7 +28,7 @@ from torch import Tensor
 
 from astrolabe.data.scripts import parse_script
 from astrolabe.models.cache import RollingCache
-from astrolabe.models.candidates import ClipContext
+from astrolabe.models.candidates import ClipContext, span
 from astrolabe.models.visibility import visible
 from astrolabe.models.wan.generator import WanGenerator
 from astrolabe.rewards.base import Member, Scorer
@@ -225,11 +225,11 @@ class OneMask(ClipContext):
         held = range(max(0, before - WINDOW), before)  # the mask leaves out what is not visible
         keys, values = [key], [value]
         if self.clean is None:
-            self.keys.append(key.unflatten(1, (-1, tokens)).unbind(1))
-            self.values.append(value.unflatten(1, (-1, tokens)).unbind(1))
+            self.keys.append(key.unflatten(1, (-1, tokens)))
+            self.values.append(value.unflatten(1, (-1, tokens)))
         else:
-            keys.insert(0, torch.cat(self.clean.keys[layer], 1))
-            values.insert(0, torch.cat(self.clean.values[layer], 1))
+            keys.insert(0, torch.cat(span(self.clean.keys[layer], slice(0, self.frames)), 1))
+            values.insert(0, torch.cat(span(self.clean.values[layer], slice(0, self.frames)), 1))
         filled = min(history.frames, history.slots) * tokens
         keys.insert(0, history.keys[layer][:, :filled].expand(len(key), -1, -1, -1))
         values.insert(0, history.values[layer][:, :filled].expand(len(key), -1, -1, -1))

@@ -99,9 +99,7 @@ def restrained(scores: Scores, base: Mapping[str, float]) -> float:
 def demo(**fields: Any) -> TrainConfig:
     """The demo's configuration, in bfloat16 on whatever machine, and with the checkpoints that are looked at."""
     model = ShapesSettings(dtype="bfloat16")
-    return replace(
-        shapes(), model=model, checkpoint_every=EVERY, checkpoints_kept=1000, sample_every=1000, **fields
-    )
+    return replace(shapes(), model=model, checkpoint_every=EVERY, checkpoints_kept=1000, sample_every=1000, **fields)
 
 
 def recipe() -> TrainConfig:

@@ -102,8 +102,8 @@ def test_no_gradient_reaches_the_history_or_the_context() -> None:
     velocity, context = in_one_pass(model, model.condition(text), history, noisy, clean)
     velocity.sum().backward()
     assert noisy.grad is not None and noisy.grad.abs().max() > 0 and clean.grad is None
-    for buffer in (*history.keys, *history.values, *sum((*context.keys, *context.values), ())):
-        assert not buffer.requires_grad
+    for buffer in (*history.keys, *history.values, *context.keys, *context.values):
+        assert isinstance(buffer, torch.Tensor) and not buffer.requires_grad
     assert any(parameter.grad is not None for parameter in model.transformer.parameters())
 
 

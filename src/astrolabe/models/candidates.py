@@ -19,26 +19,37 @@ from astrolabe.models.cache import RollingCache
 from astrolabe.models.visibility import sink_shift, visible
 from astrolabe.models.wan.config import StreamConfig
 
+# Keys or values of a clip: [b * G, frames, tokens, heads, head_dim], or frame by frame where they have a gradient: that
+# of a slice of the whole would be as large as the whole, for every chunk.
+Frames = Tensor | Sequence[Tensor]
+
 
 def seen(
     stream: StreamConfig, history: RollingCache | None, layer: int, first: int, end: int,
-    keys: Sequence[Tensor], values: Sequence[Tensor],
+    keys: Frames, values: Frames, itself: bool = False,
 ) -> list[KeyPart]:  # fmt: skip
-    """What the chunk [first, end) of the clips sees of the history and of the clips before it.
-
-    Frames of the clip count from 0; ``keys`` and ``values`` [b * G, tokens, heads, head_dim] are those of the clips,
-    frame by frame: the gradient of a slice of all frames would be as large as all frames, for every chunk.
+    """What the chunk [first, end) of the clips sees of the history and of the clips before it; with ``itself`` of the
+    chunk too. Frames of the clip count from 0; ``keys`` and ``values`` are those of the clips.
     """
     before, skipped = (history.frames, history.skipped) if history else (0, 0)
     sink, recent = visible(before + first, before + end, stream.window_frames, stream.sink_frames)
     moved = sink_shift(before + end + skipped, stream.window_frames, stream.positions)
+    recent = range(recent.start, before + end) if itself else recent
     parts: list[KeyPart] = []
     for frames, shift in ((sink, moved), (recent, 0)):
         if history:
             parts += history.parts(layer, range(frames.start, min(frames.stop, before)), shift)
-        for own in range(max(frames.start, before) - before, frames.stop - before):
-            parts.append(KeyPart(rope.shift(keys[own], shift) if shift else keys[own], values[own]))
+        own = slice(max(frames.start - before, 0), max(frames.stop - before, 0))
+        for key, value in zip(span(keys, own), span(values, own), strict=True):
+            parts.append(KeyPart(rope.shift(key, shift) if shift else key, value))
     return parts
+
+
+def span(frames: Frames, part: slice) -> list[Tensor]:
+    """Some frames as they lie, [b * G, tokens, heads, head_dim]: one view of a whole, or one by one."""
+    if not isinstance(frames, Tensor):
+        return list(frames[part])
+    return [frames[:, part].flatten(1, 2)] if part.stop > part.start else []
 
 
 class CandidateCache:
@@ -71,9 +82,11 @@ class CandidateCache:
         with torch.no_grad():
             for buffer, chunk in ((self.keys[layer], key), (self.values[layer], value)):
                 buffer[:, first:end] = chunk.unflatten(1, (-1, tokens))
-        keys, values = self.keys[layer].unbind(1), self.values[layer].unbind(1)
-        past = seen(self.history.stream, self.history, layer, first, end, keys, values)
-        return attend(query, [*past, KeyPart(key, value)])
+        learns = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
+        parts = seen(
+            self.history.stream, self.history, layer, first, end, self.keys[layer], self.values[layer], not learns
+        )
+        return attend(query, [*parts, KeyPart(key, value)] if learns else parts)
 
 
 class ClipContext:
@@ -89,8 +102,8 @@ class ClipContext:
     ):  # fmt: skip
         self.stream, self.frames, self.history, self.clean = stream, frames, history, clean
         self.chunks = stream.chunks(frames)[run]
-        self.keys: list[tuple[Tensor, ...]] = []  # of every layer, frame by frame
-        self.values: list[tuple[Tensor, ...]] = []
+        self.keys: list[Frames] = []  # of every layer
+        self.values: list[Frames] = []
 
     @property
     def position(self) -> int:
@@ -105,14 +118,17 @@ class ClipContext:
         """See the class, and ``visibility.Memory``."""
         start, stop = self.chunks[0][0], self.chunks[-1][1]
         query, key, value = (x.unflatten(1, (stop - start, -1)) for x in (query, key, value))
+        learns = torch.is_grad_enabled() and (key.requires_grad or value.requires_grad)
         if self.clean is None:
-            self.keys.append(key.unbind(1))
-            self.values.append(value.unbind(1))
+            self.keys.append(key.unbind(1) if learns else key)
+            self.values.append(value.unbind(1) if learns else value)
         source, outputs = self.clean or self, []
+        itself = self.clean is None and not learns  # then the chunk lies where the ones before it do
         chunks = (x.split(self.stream.chunk_frames, 1) for x in (query, key, value))
         for (first, end), own, chunk_key, chunk_value in zip(self.chunks, *chunks, strict=True):
-            past = seen(self.stream, self.history, layer, first, end, source.keys[layer], source.values[layer])
-            outputs.append(
-                attend(own.flatten(1, 2), [*past, KeyPart(chunk_key.flatten(1, 2), chunk_value.flatten(1, 2))])
-            )
+            keys, values = source.keys[layer], source.values[layer]
+            parts = seen(self.stream, self.history, layer, first, end, keys, values, itself)
+            if not itself:
+                parts.append(KeyPart(chunk_key.flatten(1, 2), chunk_value.flatten(1, 2)))
+            outputs.append(attend(own.flatten(1, 2), parts))
         return torch.cat(outputs, 1)

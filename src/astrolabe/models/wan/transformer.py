@@ -181,7 +181,8 @@ class CausalWan(nn.Module):
             return time, self.time_projection(time).unflatten(-1, (6, -1))
 
     def _patchify(self, x: Latents) -> Tokens:
-        return self.patch_embedding(x.transpose(1, 2)).flatten(2).transpose(1, 2)
+        # As the convolution lays it out, the residual stream would be strided to the last block, and copied by norms.
+        return self.patch_embedding(x.transpose(1, 2)).flatten(2).transpose(1, 2).contiguous()
 
     def _unpatchify(self, x: Tokens, frames: int, height: int, width: int) -> Latents:
         _, rows, columns = self.config.patch_size
