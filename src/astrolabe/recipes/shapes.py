@@ -58,11 +58,11 @@ def shapes_random() -> TrainConfig:
 
 def shapes_spoiled() -> TrainConfig:
     """What goes wrong: one reward alone, which a video of nothing at all serves best. What was asked for is only
-    watched."""
+    watched. The rate is twice as high, and the behavior policy follows faster."""
     base = shapes()
     rewards = (RewardSettings(name="steadiness"), RewardSettings(name="right", role="judge"))
-    optimizer = replace(base.optimizer, lr=2 * base.optimizer.lr)
-    return replace(base, steps=base.steps // 2, rewards=rewards, optimizer=optimizer)
+    optimizer, algorithm = replace(base.optimizer, lr=2 * base.optimizer.lr), replace(base.algorithm, behavior_keep=0.5)
+    return replace(base, steps=base.steps // 2, rewards=rewards, optimizer=optimizer, algorithm=algorithm)
 
 
 def shapes_guarded() -> TrainConfig:
