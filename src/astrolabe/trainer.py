@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NoReturn
 
 import torch
 
@@ -23,7 +25,7 @@ from astrolabe.runtime.checkpoint import flatten_optimizer, restore_optimizer
 from astrolabe.runtime.clock import Clock, Listener, unheard
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.random import rng_for
-from astrolabe.runtime.world import ALONE, World
+from astrolabe.runtime.world import ALONE, Stopped, World
 from astrolabe.types import Experience, Footage, Latents, Metrics, Rollout, Scores
 
 
@@ -45,7 +47,8 @@ class Trainer:
     world: World = ALONE  # the processes that share the work
 
     def step(self, step: int) -> StepResult:
-        """One step, by all processes: what came of it."""
+        """One step, by all processes: what came of it. Stopped when one of them is asked to stop in time: then nothing
+        has been learned yet, and all is as it was before."""
         self.world.first(step)
         return self.perform(step)
 
@@ -53,17 +56,18 @@ class Trainer:
         """Let all processes begin where this one stands, before step ``start``."""
         self.world.first((start, self.state(start) if self.world.size > 1 else {}))
 
-    def follow(self) -> None:
+    def follow(self) -> NoReturn:
         """What the other processes do, until the first needs them no more."""
         nothing: tuple[int, dict[str, torch.Tensor]] = 0, {}
         start, state = self.world.first(nothing)
         self.restore(state, start)
         while True:
-            self.perform(self.world.first(0))
+            with suppress(Stopped):  # all have given the step up, and the first knows what comes next
+                self.perform(self.world.first(0))
 
     def perform(self, step: int) -> StepResult:
         """Rollout, scores, credit, update: one step of the method, on one window of the streams."""
-        cfg, clock = self.cfg, Clock(self.on_change)
+        cfg, clock = self.cfg, Clock(partial(self.heard, step))
         number, window = divmod(step, cfg.window.per_stream)
         self.make_room("rollout")
         with clock.phase("history"), self.policies.using("behavior"):
@@ -94,6 +98,12 @@ class Trainer:
         seconds = {f"seconds/{name}": spent for name, spent in clock.seconds.items()}
         metrics |= {"window": float(place)} | credit_metrics(experience) | seconds
         return StepResult(metrics, alarms, best, shown, scoring.scorer.refusals)
+
+    def heard(self, step: int, phase: str, done: int, total: int) -> None:
+        """A phase begins or goes on: for those who watch, and for the other processes."""
+        if not done:
+            self.world.at(f"step {step + 1}, {phase}")
+        self.on_change(phase, done, total)
 
     def learn(self, experience: Experience, step: int, reach: Callable[[int, int], None]) -> Metrics:
         """One update, at the rate of the step."""

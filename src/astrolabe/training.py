@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from astrolabe.assembly import check_windows, make_algorithm, make_prompts, make_scorers, make_watch, process_count
 from astrolabe.data.prompts import PromptList
@@ -30,14 +30,15 @@ from astrolabe.runtime.files import claimed
 from astrolabe.runtime.interrupts import Interrupted, graceful_interrupt
 from astrolabe.runtime.processes import one_thread, processes
 from astrolabe.runtime.tracking import MetricsLog, TensorBoardLog, summary_writer
-from astrolabe.runtime.world import World
+from astrolabe.runtime.world import ALONE, Stopped, World
 from astrolabe.trainer import Trainer
 
 
-def train(cfg: TrainConfig, out: Path, origin: Origin | None = None) -> Path:
+def train(cfg: TrainConfig, out: Path, origin: Origin | None = None, world: World = ALONE) -> Path:
     """Align a model: new, or on from the last checkpoint in ``out``. Returns the run's folder, and says how it ended.
 
-    ``origin`` is for the run's history. Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
+    ``origin`` is for the run's history; ``world``: the processes that were started to share the work, of which this is
+    the first. Raises UserError for a folder that is not this run's, Interrupted after Ctrl-C.
     """
     cfg, folder, origin = resolved(cfg), RunFolder(out), origin or Origin()
     with ExitStack() as stack:
@@ -47,7 +48,7 @@ def train(cfg: TrainConfig, out: Path, origin: Origin | None = None) -> Path:
                 print(ending(folder, already=True))
                 return out
         changed = folder.examine(cfg)
-        trainer = stack.enter_context(opened(cfg, folder))
+        trainer = stack.enter_context(opened(cfg, folder, world))
         identity = {"base": base_fingerprint(trainer.generator), "prompts": digest(trainer.prompts)}
         start, identity = resume(trainer, folder, identity)
         if folder.exists:
@@ -67,8 +68,15 @@ def train(cfg: TrainConfig, out: Path, origin: Origin | None = None) -> Path:
     return out
 
 
+def attend(cfg: TrainConfig, world: World) -> NoReturn:
+    """Train as one of the processes that were started to share the work, behind the first, until that dismisses it."""
+    with one_thread(cfg.light), graceful_interrupt() as interrupt:
+        world.asked = lambda: interrupt.requested
+        follow(world, resolved(cfg))
+
+
 @contextmanager
-def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
+def opened(cfg: TrainConfig, folder: RunFolder, world: World = ALONE) -> Iterator[Trainer]:
     """Everything that a configuration names. UserError for what cannot work: first what costs nothing to see."""
     prompts, algorithm = make_prompts(cfg), make_algorithm(cfg)
     make_watch(cfg)
@@ -80,15 +88,15 @@ def opened(cfg: TrainConfig, folder: RunFolder) -> Iterator[Trainer]:
     count = process_count(cfg)  # asks how many threads there are, so it comes before there is one
     with (
         one_thread(cfg.light or cfg.processes != "auto"),
-        processes(count, follow, cfg) as world,
-        assembled(cfg, prompts, algorithm, world) as trainer,
+        nullcontext(world) if world.size > 1 else processes(count, follow, cfg) as all_of_them,
+        assembled(cfg, prompts, algorithm, all_of_them) as trainer,
     ):
         check_disk(cfg, trainer.generator.transformer.config, folder)
         yield trainer
 
 
-def follow(world: World, cfg: TrainConfig) -> None:
-    """Train as one of several processes, behind the first."""
+def follow(world: World, cfg: TrainConfig) -> NoReturn:
+    """Train as one of several processes, behind the first, until that dismisses it."""
     with assembled(cfg, make_prompts(cfg), make_algorithm(cfg), world) as trainer:
         trainer.follow()
 
@@ -130,6 +138,7 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
     with ExitStack() as stack:
         board = stack.enter_context(TensorBoardLog(out / "tensorboard", start)) if cfg.tensorboard else None
         interrupt = stack.enter_context(graceful_interrupt())
+        trainer.world.asked = lambda: interrupt.requested
         display = stack.enter_context(training_display(cfg.steps, start, shown))
         trainer = replace(trainer, on_change=display.phase)
         warnings = LearningWarnings(cfg.algorithm.keep)
@@ -142,6 +151,11 @@ def loop(trainer: Trainer, folder: RunFolder, start: int, identity: dict[str, st
             except ScoringError as error:
                 store.save(step, trainer.state(step), identity)
                 raise UserError(f"step {step + 1}: {error}; fix that, and the same command goes on") from error
+            except Stopped:
+                store.save(step, trainer.state(step), identity)
+                raise Interrupted(
+                    f"stopped in step {step + 1} of {cfg.steps}; the same command does it again"
+                ) from None
             log.write(step, result.metrics)
             if board:
                 board.write(step, result.metrics)

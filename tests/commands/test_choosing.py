@@ -93,7 +93,7 @@ def test_a_yaml_file_may_hold_only_what_differs_from_a_recipe(tmp_path: Path) ->
     file.write_text("recipe: shapes\noptimizer:\n  lr: 1e-4\nalgorithm:\n  beta: 0.3\nrewards:\n- name: joint\n")
     cfg = read(str(file), "--steps", "7")
     assert (cfg.optimizer.lr, cfg.optimizer.minibatches, cfg.steps) == (1e-4, 3, 7)
-    assert isinstance(cfg.algorithm, NFTSettings) and (cfg.algorithm.beta, cfg.algorithm.behavior_keep) == (0.3, 0.5)
+    assert isinstance(cfg.algorithm, NFTSettings) and (cfg.algorithm.beta, cfg.algorithm.behavior_keep) == (0.3, 0.9)
     assert [reward.name for reward in cfg.rewards] == ["joint"]
 
 

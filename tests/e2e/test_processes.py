@@ -22,10 +22,12 @@ from astrolabe.experiment import RewardSettings, ShapesSettings, TrainConfig
 from astrolabe.recipes.shapes import shapes_grpo, shapes_tiny
 from astrolabe.rl.settings import GuardSettings, RegularisationSettings, WatchSettings
 from astrolabe.rollout.settings import RolloutSettings, WindowSettings
+from astrolabe.rollout.window import Windows
 from astrolabe.runs.folder import RunFolder
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
+from astrolabe.trainer import Trainer
 from astrolabe.training import train
 from tests.e2e.test_commands import fails
 
@@ -36,15 +38,27 @@ a green cross pulsing || a red cross pulsing || a green circle still | a red cir
 
 
 class Impatient:
-    """Asks to stop after every step."""
+    """Asks to stop, once in every session: ``at(object, "method")`` when that has been called."""
 
-    requested = True
+    requested = False
 
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing to undo."""
+        Impatient.requested = False
+
+    @staticmethod
+    def at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        usual = getattr(owner, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            found = usual(*args, **more)
+            Impatient.requested = True
+            return found
+
+        monkeypatch.setattr("astrolabe.training.graceful_interrupt", Impatient)
+        monkeypatch.setattr(owner, name, call)
 
 
 def streaming(prompts: Path) -> TrainConfig:
@@ -108,7 +122,7 @@ def test_one_process_and_others_that_take_turns_in_the_middle_of_streams_leave_t
     (tmp_path / "prompts.txt").write_text(PROMPTS)
     cfg, alone, shared = streaming(tmp_path / "prompts.txt"), tmp_path / "alone", tmp_path / "shared"
     train(replace(cfg, processes=1), alone)
-    monkeypatch.setattr("astrolabe.training.graceful_interrupt", Impatient)
+    Impatient.at(monkeypatch, Trainer, "perform")
     for count in (3, 2, 1):
         monkeypatch.setattr("astrolabe.training.process_count", lambda cfg, count=count: count)
         with pytest.raises(Interrupted):
@@ -117,6 +131,23 @@ def test_one_process_and_others_that_take_turns_in_the_middle_of_streams_leave_t
     assert told(shared) == told(alone) and len(told(alone)) == 3
     assert made(shared) == made(alone) and len(made(alone)) >= 4
     assert any("alarm/motion_energy/warn" in line for line in told(alone)) and "judgement" in told(alone)[0]
+
+
+def test_a_step_that_is_given_up_among_its_candidates_is_done_again_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text(PROMPTS)
+    cfg, whole, halting = streaming(tmp_path / "prompts.txt"), tmp_path / "whole", tmp_path / "halting"
+    train(replace(cfg, processes=1), whole)
+    for step, count in enumerate((1, 2), 1):  # the second window of a stream is the second step's
+        monkeypatch.setattr("astrolabe.training.process_count", lambda cfg, count=count: count)
+        for owner, name, said in ((Windows, "_made", "stopped in"), (Trainer, "perform", "stopped after")):
+            with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"{said} step {step} of 3"):
+                Impatient.at(patched, owner, name)
+                train(cfg, halting)
+            assert RunFolder(halting).done == step - (owner is Windows)
+    train(cfg, halting)
+    assert told(halting) == told(whole) and made(halting) == made(whole)
 
 
 def test_two_processes_learn_along_the_samplers_way_what_one_does(tmp_path: Path) -> None:
@@ -137,14 +168,12 @@ def test_a_process_that_is_killed_ends_the_run_in_one_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_of_several_processes_stops_after_the_step_and_leaves_nobody_behind(
-    number: signal.Signals, tmp_path: Path
-) -> None:
+def test_a_run_of_several_processes_stops_soon_and_leaves_nobody_behind(number: signal.Signals, tmp_path: Path) -> None:
     process = begun(tmp_path / "run")
     (child,) = children(process.pid)
     os.killpg(process.pid, number)
     _, error = process.communicate(timeout=240)
-    assert process.returncode == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    assert process.returncode == 130 and "the same command" in error and "Traceback" not in error
     assert not Path(f"/proc/{child}").exists()
     steps = [line["step"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     newest = max(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -178,9 +207,7 @@ def test_videos_are_made_alike_by_any_number_of_processes(tmp_path: Path, capsys
     assert [Path(line).name for line in said] == [f"{number:04d}.mp4" for number in orders[0] * 2]
 
 
-@pytest.mark.parametrize(
-    "command", [["train", "shapes_tiny", "--out", "OUT"], ["evaluate", "OUT"], ["demo", "--out", "OUT"]]
-)
+@pytest.mark.parametrize("command", [["evaluate", "OUT"], ["demo", "--out", "OUT"]])
 def test_what_torchrun_starts_several_times_over_is_refused_by_all_and_said_by_one(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,9 @@ from astrolabe.rollout.window import Windows
 from astrolabe.runtime.config import save_yaml
 from astrolabe.runtime.interrupts import Interrupted
 from astrolabe.runtime.tracking import read_metrics
+from astrolabe.trainer import Trainer
 from tests.e2e.test_commands import fails
+from tests.e2e.test_processes import Impatient
 
 REWARDS = (
     RewardSettings(name="pixel_saturation", role="primary", weight=1.0),
@@ -79,19 +81,8 @@ def test_a_run_interrupted_after_any_step_ends_with_the_same_bytes(
     save_yaml(config(), tmp_path / "config.yaml")
     words = ["train", str(tmp_path / "config.yaml"), "--out", str(folder)]
 
-    class Impatient:
-        """Asks to stop after every step."""
-
-        requested = True
-
-        def __enter__(self) -> Any:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            """Nothing to undo."""
-
     with monkeypatch.context() as patch:
-        patch.setattr("astrolabe.training.graceful_interrupt", Impatient)
+        Impatient.at(patch, Trainer, "perform")
         for _ in range(3):
             with pytest.raises((Interrupted, SystemExit)):
                 main(words)

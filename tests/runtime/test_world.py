@@ -35,6 +35,9 @@ class Rope:
     def check(self) -> None:
         """Threads do not end before their time."""
 
+    def at(self, place: str) -> None:
+        """See ``check``."""
+
 
 def everywhere(size: int, program: Callable[[World], Any]) -> list[Any]:
     """What a program gives in every process of a world."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,12 +15,13 @@ from pathlib import Path
 from astrolabe.commands.choosing import configuration_arguments, configured, default_out, recipe_of
 from astrolabe.experiment import TrainConfig
 from astrolabe.recipes import RECIPES
-from astrolabe.runtime.config import describe
+from astrolabe.runtime.config import describe, to_dict
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import progress
-from astrolabe.runtime.world import one_launched
+from astrolabe.runtime.world import World
 
 FIELDS = OWN_HELP = True
+PATIENCE = 600.0  # seconds in which a process of several must come to where the others are
 EMPTY = "''"  # as a shell takes an empty value
 WIDEST = 100  # columns of the help page; fewer on a narrower terminal
 
@@ -40,15 +42,38 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
         return
     if args.recipe is None:
         raise UserError(f"train needs a recipe ({', '.join(RECIPES)}) or a config.yaml; `astrolabe train --help`")
-    one_launched("train")
-    cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
-    from astrolabe.runs.history import Origin
+    from astrolabe.runtime.launched import agree, together
 
-    with progress("starting"):
-        from astrolabe.training import train
+    with together(PATIENCE) as world:
+        cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
+        check_shared(cfg, world)
+        agree(world, configuration=json.dumps(to_dict(cfg), sort_keys=True), folder=str(out.absolute()))
+        from astrolabe.runs.history import Origin
 
-    folder = train(cfg, out, Origin(args.recipe, shlex.join(["astrolabe", *sys.argv[1:]])))
-    print(f"next: astrolabe evaluate {folder} && astrolabe report {folder}")
+        with progress("starting"):
+            from astrolabe.training import attend, train
+
+        if not world.leads:
+            attend(cfg, world)
+        folder = train(cfg, out, Origin(args.recipe, shlex.join(["astrolabe", *sys.argv[1:]])), world)
+        print(f"next: astrolabe evaluate {folder} && astrolabe report {folder}")
+
+
+def check_shared(cfg: TrainConfig, world: World) -> None:
+    """UserError for a step that so many processes cannot share."""
+    if world.size == 1:
+        return
+    samples, batches = cfg.rollout.prompts * cfg.rollout.group_size, cfg.rollout.batches
+    asked = f"torchrun has started {world.size} processes"
+    if world.size > batches:
+        raise UserError(
+            f"{asked}, and a step has {samples} candidates in {batches} batches to share: start at most {batches}, or "
+            "make them smaller (rollout.micro_batch, rollout.side_by_side)"
+        )
+    if cfg.processes not in ("auto", 1):
+        raise UserError(f"{asked}, and processes={cfg.processes} asks for more of each: leave it at auto")
+    if cfg.pool.backend == "ray":
+        raise UserError(f"{asked}, and each would start a pool (pool.backend=ray): leave it at inline")
 
 
 def help_of(recipe: str, cfg: TrainConfig) -> Iterator[str]:

@@ -206,7 +206,7 @@ class Windows:
             for part in torch.arange(size).split(self.rollout.micro_batch)
         ]
         make = partial(self._made, seed=seed, see=see or footage.append)
-        made = self.world.shared(batches, make, [len(rows) for _, rows in batches])
+        made = self.world.shared(batches, make, [len(rows) for _, rows in batches], stops=True)
         latents_of: list[Tensor] = []
         trajectory: Trajectory | None = None
         for (_, rows), clips in zip(batches, made, strict=True):

@@ -24,7 +24,7 @@ class Interrupt:
 
 
 @contextmanager
-def graceful_interrupt(after: str = "step") -> Iterator[Interrupt]:
+def graceful_interrupt(after: str = "step or sooner") -> Iterator[Interrupt]:
     """Hold back the first SIGINT or SIGTERM as ``.requested``; a second raises KeyboardInterrupt at once. The first is
     answered with what the work stops ``after``.
 

@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe
 
 from astrolabe.runtime.errors import UserError
 from astrolabe.runtime.progress import silence
-from astrolabe.runtime.world import World
+from astrolabe.runtime.world import Dismissed, World
 
 PATIENCE = 10.0  # seconds in which a process that is told to end may finish what it writes, or be seen to have died
 VALUE, ERROR, END = b"v", b"e", b"."  # what a message begins with
@@ -32,10 +32,6 @@ BOOT = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from astrolabe.
 
 class Left(Exception):
     """The first process has ended."""
-
-
-class Dismissed(Exception):
-    """The work is done."""
 
 
 @contextmanager
@@ -121,6 +117,9 @@ class Crew:
             while member.poll() is not None:  # it ended before the work did: it says why, or not even that
                 self._hear(rank)
 
+    def at(self, place: str) -> None:
+        """See ``Link``: pipes are closed by a process that ends, whatever it did."""
+
     def finish(self) -> None:
         """Wait for the end of all; UserError for what one of them has to say, or for one that did not end well."""
         for rank, (pipe, member) in enumerate(zip(self._pipes, self._members, strict=True), 1):
@@ -195,6 +194,9 @@ class Member:
 
     def check(self) -> None:
         """See ``Link``: a thread of this process watches over the first."""
+
+    def at(self, place: str) -> None:
+        """See ``Crew``."""
 
     def hear(self) -> bytes:
         """What the first process says; Dismissed or Left when that was all."""

@@ -34,14 +34,30 @@ class Link(Protocol):
         """UserError when another process has ended before its time."""
         ...
 
+    def at(self, place: str) -> None:
+        """Where in its work this process is."""
+        ...
+
+
+class Dismissed(Exception):
+    """The work is done: what leaves a process that works behind the first."""
+
+
+class Stopped(Exception):
+    """Work was given up between two of its pieces, by all processes, since one of them was asked to stop."""
+
 
 class World:
-    """Process number ``rank`` of ``size``; by itself unless a ``link`` leads to others."""
+    """Process number ``rank`` of ``size``; by itself unless a ``link`` leads to others.
+
+    ``asked`` tells whether this process was asked to stop (a signal); ``shared`` looks between two pieces.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, link: Link | None = None):
         if (link is None) != (size == 1) or not 0 <= rank < size:
             raise ValueError(f"rank {rank} of {size} processes, with{'' if link else 'out'} a link")
         self.rank, self.size, self._link = rank, size, link
+        self.asked: Callable[[], bool] = never
 
     @property
     def leads(self) -> bool:
@@ -79,16 +95,38 @@ class World:
         """The pieces that are this process's, in their order."""
         return [piece for piece, owner in enumerate(self.owners(costs)) if owner == self.rank]
 
-    def shared(self, pieces: Sequence[S], work: Callable[[S], T], costs: Sequence[float] | None = None) -> Iterator[T]:
+    def shared(
+        self, pieces: Sequence[S], work: Callable[[S], T], costs: Sequence[float] | None = None, stops: bool = False
+    ) -> Iterator[T]:
         """``work`` of every piece, in their order, each done by one process; alone, one at a time as they are asked
-        for. ``costs``: how long each takes, compared with the others; alike when not said."""
+        for. ``costs``: how long each takes, compared with the others; alike when not said. ``stops``: the work may be
+        given up between two pieces; then Stopped in all processes."""
         if self._link is None:
-            yield from map(work, pieces)
+            for piece in pieces:
+                if stops and self.asked():
+                    raise Stopped
+                yield work(piece)
             return
-        own = self.own(costs or [1.0] * len(pieces))
-        parts = self.gather({number: work(pieces[number]) for number in own})
-        done = {number: made for part in parts for number, made in part.items()}
+        made: dict[int, T] = {}
+        for number in self.own(costs or [1.0] * len(pieces)):
+            if stops and self.asked():
+                break
+            made[number] = work(pieces[number])
+        parts = self.gather(made)
+        done = {number: result for part in parts for number, result in part.items()}
+        if len(done) < len(pieces):
+            raise Stopped
         yield from (done[number] for number in range(len(pieces)))
+
+    def at(self, place: str) -> None:
+        """Let the other processes know where in its work this one is, in case that it comes no further."""
+        if self._link is not None:
+            self._link.at(place)
+
+
+def never() -> bool:
+    """Nobody asks."""
+    return False
 
 
 ALONE = World()
