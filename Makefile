@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev lint ## style, types and every test
 shapes: $(VENV)/.installed ## train the embedded models again, from nothing (two hours)
 	$(BIN)/python -m astrolabe.pretrain
 
-evidence: $(VENV)/.installed ## what the README claims: three bases, three training seeds, random rewards (45 minutes)
+evidence: $(VENV)/.installed ## what the README claims: three bases, three training seeds, random rewards (90 minutes)
 	$(BIN)/python -m benchmarks.evidence --only demo --seeds 0 1 2
 	$(BIN)/python -m benchmarks.evidence.page
 
@@ -29,7 +29,7 @@ bench-streaming: $(VENV)/.installed-dev ## what training along a stream costs; p
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.plots
 
-ablations: $(VENV)/.installed ## every claim of docs/evidence_plan.md (ten hours; goes on where it stopped)
+ablations: $(VENV)/.installed ## every claim of docs/evidence_plan.md (fourteen hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.evidence
 	$(BIN)/python -m benchmarks.evidence.page
 
