@@ -70,7 +70,7 @@ def train(cfg: TrainConfig, out: Path, origin: Origin | None = None, world: Worl
 
 def attend(cfg: TrainConfig, world: World) -> NoReturn:
     """Train as one of the processes that were started to share the work, behind the first, until that dismisses it."""
-    with one_thread(cfg.light), graceful_interrupt() as interrupt:
+    with one_thread(cfg.light or cfg.processes != "auto"), graceful_interrupt() as interrupt:
         world.asked = lambda: interrupt.requested
         follow(world, resolved(cfg))
 
@@ -88,8 +88,8 @@ def opened(cfg: TrainConfig, folder: RunFolder, world: World = ALONE) -> Iterato
     count = process_count(cfg)  # asks how many threads there are, so it comes before there is one
     with (
         one_thread(cfg.light or cfg.processes != "auto"),
-        nullcontext(world) if world.size > 1 else processes(count, follow, cfg) as all_of_them,
-        assembled(cfg, prompts, algorithm, all_of_them) as trainer,
+        nullcontext(world) if world.size > 1 else processes(count, follow, cfg) as crew,
+        assembled(cfg, prompts, algorithm, crew) as trainer,
     ):
         check_disk(cfg, trainer.generator.transformer.config, folder)
         yield trainer

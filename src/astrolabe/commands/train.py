@@ -47,7 +47,9 @@ def run(args: Namespace, rest: Sequence[str]) -> None:
     with together(PATIENCE) as world:
         cfg, out = configured(args, rest, runs=True), args.out or default_out(args.recipe)
         check_shared(cfg, world)
-        agree(world, configuration=json.dumps(to_dict(cfg), sort_keys=True), folder=str(out.absolute()))
+        prompts = Path(cfg.prompts).read_text(errors="replace") if Path(cfg.prompts).is_file() else ""
+        settings = json.dumps(to_dict(cfg), sort_keys=True)
+        agree(world, configuration=settings, folder=str(out.absolute()), prompts=prompts)
         from astrolabe.runs.history import Origin
 
         with progress("starting"):

@@ -41,7 +41,7 @@ class AdaptedLinear(PeftLinear):
         for name in () if self.disable_adapters else self.active_adapters:
             a, b = (matrices[name].weight.to(x.dtype) for matrices in (self.lora_A, self.lora_B))
             low = functional.linear(x.flatten(0, -2), a)
-            out.flatten(0, -2).addmm_(low, b.t(), alpha=self.scaling[name])
+            out.view(-1, out.shape[-1]).addmm_(low, b.t(), alpha=self.scaling[name])  # a view: a copy would be lost
         return out
 
 

@@ -161,7 +161,7 @@ class Sum:
         """The parameters with the sum as their gradient."""
         if self.total is not None:
             for parameter, total in zip(self.parameters, self.total, strict=True):
-                parameter.grad = total
+                parameter.grad = None if total is None else total.to(parameter.device)  # others' come to the CPU
         return self.parameters
 
 

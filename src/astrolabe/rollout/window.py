@@ -211,7 +211,8 @@ class Windows:
         trajectory: Trajectory | None = None
         for (_, rows), clips in zip(batches, made, strict=True):
             latents_of.append(clips.latents.to(self.generator.device))
-            if own := clips.trajectory:
+            if clips.trajectory:
+                own = Trajectory(*(part.to(self.generator.device) for part in vars(clips.trajectory).values()))
                 trajectory = trajectory or blank(own, len(self.prompts) * size)
                 trajectory.noisy[: len(own.noisy), rows] = own.noisy
                 trajectory.clean[: len(own.clean), rows] = own.clean

@@ -8,6 +8,7 @@ named, with the place where it was last.
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import traceback
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 VALUE, ERROR, END = range(3)
 BEGIN = 300.0  # seconds in which all processes must have begun
-LAST_WORDS = 60.0  # seconds that a process with an error waits for the others to hear it
+FINDS_OUT = 5.0  # seconds after which a process that has not found out that one is missing is missing itself
 
 
 @contextmanager
@@ -44,6 +45,7 @@ def together(patience: float) -> Iterator[World]:
         return
     if rank:
         silence()  # the first one shows how far the work is
+    own_device()
     link = Launched(rank, size, patience)
     try:
         yield World(rank, size, link)
@@ -68,6 +70,14 @@ def together(patience: float) -> Iterator[World]:
         link.close()
 
 
+def own_device() -> None:
+    """Of several processes on one machine, each has the GPU of its own number, and calls it cuda."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+
+
 def quit_unless(speaks: bool, error: UserError) -> None:
     """Raise the error in the process that says it; the others end."""
     if not speaks:
@@ -89,11 +99,11 @@ class Launched:
     def __init__(self, rank: int, size: int, patience: float):
         import torch.distributed as dist
 
-        self.rank, self.size, self.patience, self.meetings, self.place = rank, size, patience, 0, "the beginning"
+        self.rank, self.size, self.place = rank, size, "the beginning"
         try:
             store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=BEGIN)))
             store = dist.PrefixStore(word(store, rank, size), store)
-            dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timedelta(seconds=BEGIN))
+            dist.init_process_group(store=store, rank=rank, world_size=size, timeout=timedelta(seconds=patience))
         except (RuntimeError, ValueError, TimeoutError) as error:
             raise UserError(f"the {size} processes of torchrun did not find each other: {first_line(error)}") from None
         self.dist, self.store = dist, store
@@ -119,14 +129,13 @@ class Launched:
     def at(self, place: str) -> None:
         """See ``Link``."""
         self.place = place
-        self._tell()
+        with suppress(RuntimeError):  # the store may have gone with the process that held it
+            self.store.set(f"at/{self.rank}", place)
 
     def meet(self, kind: int, own: bytes = b"") -> list[int]:
         """How many bytes each process brings; Elsewhere for an error of one, Dismissed when the first has ended."""
         import torch
 
-        self.meetings += 1
-        self._tell()
         heads = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
         self._done(self.dist.all_gather(heads, torch.tensor([kind, len(own)]), async_op=True))
         kinds, lengths = zip(*(head.tolist() for head in heads), strict=True)
@@ -139,7 +148,6 @@ class Launched:
 
     def last_words(self, said: str) -> None:
         """Tell the others what went wrong here; nothing when the work was interrupted."""
-        self.patience = min(self.patience, LAST_WORDS)
         with suppress(Elsewhere, Dismissed):
             self.meet(ERROR, said.encode())
 
@@ -160,25 +168,27 @@ class Launched:
     def _done(self, work: Any) -> None:
         """Wait for a message to have gone round; Elsewhere when a process does not come."""
         try:
-            work.wait(timedelta(seconds=self.patience))
+            work.wait()
         except RuntimeError as error:
             late, first = self._late()
             raise Elsewhere(f"{late} ({first_line(error)})", speaks=first == self.rank) from None
 
-    def _tell(self) -> None:
-        with suppress(RuntimeError):  # the store may have gone with the process that held it
-            self.store.set(f"at/{self.rank}", f"{self.meetings} {self.place}")
-
     def _late(self) -> tuple[str, int]:
-        """Who did not come, in words, and the first of those who did."""
-        known: dict[int, tuple[int, str]] = {}
-        for rank in range(self.size):
-            with suppress(RuntimeError):
-                meetings, _, place = self.store.get(f"at/{rank}").decode().partition(" ")
-                known[rank] = int(meetings), place
-        behind = {rank: place for rank, (meetings, place) in known.items() if meetings < self.meetings}
-        here = min(set(range(self.size)) - set(behind))
-        named = [f"process {rank + 1} of {self.size}, last seen in {place}," for rank, place in behind.items()]
+        """Who is missing, in words, and the first of those who are not: all who find out say so here."""
+        gone: dict[int, str] = {}
+        try:
+            self.store.set(f"finds/{self.rank}", "that somebody is missing")
+            missing, end = set(range(self.size)), time.monotonic() + FINDS_OUT
+            while missing and time.monotonic() < end:
+                missing = {rank for rank in missing if not self.store.check([f"finds/{rank}"])}
+                time.sleep(0.02)
+            for rank in sorted(missing):
+                there = self.store.check([f"at/{rank}"])  # to get what is not there would be to wait for it
+                gone[rank] = self.store.get(f"at/{rank}").decode() if there else "the beginning"
+        except RuntimeError:  # the store is gone, and with it the process that held it
+            gone = {0: self.place}
+        here = min(set(range(self.size)) - set(gone))
+        named = [f"process {rank + 1} of {self.size}, last seen in {place}," for rank, place in gone.items()]
         said = "has ended or does not answer; the same command goes on from what is on disk"
         return f"{'; '.join(named) or 'a process'} {said}", here
 
